@@ -1,0 +1,34 @@
+"""Allocator Workbench: record a PyTorch program's allocations, replay them, compare allocators.
+
+The names below are loaded on first use, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workbench.api import mark_step, record, replay
+    from workbench.common.errors import WorkbenchError
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "WorkbenchError": "workbench.common.errors",
+    "mark_step": "workbench.api",
+    "record": "workbench.api",
+    "replay": "workbench.api",
+}
+
+__all__ = ["WorkbenchError", "__version__", "mark_step", "record", "replay"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'workbench' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,3 @@
+"""The public Python face; each function mirrors a command."""
+
+from __future__ import annotations

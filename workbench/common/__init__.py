@@ -1,0 +1,1 @@
+"""Common ground: errors, units, file safety and the builder of native parts; imports nothing of ours."""
