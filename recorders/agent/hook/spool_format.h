@@ -1,0 +1,81 @@
+// The spool: what the hook writes and the converter reads.
+//
+// A recording's spool folder, NAME.parquet.spool/, holds one folder for each recorded process:
+//
+//   process-PID-TICKS/control     one ControlPage, memory-mapped and shared
+//   process-PID-TICKS/events-N    a SegmentHeader, then Records until one whose kind is kNone
+//   process-PID-TICKS/names       lines of JSON, {"kind": "op" | "module" | "stack" | "label",
+//                                 "id": N, "text": "..."}: what numbers in records stand for
+//   process-PID-TICKS/process.json  what the process was: program, versions, rank
+//
+// Files are allocated ahead and read as zeros where nothing was written, and the kernel keeps the
+// pages of a killed process: a reader stops at the first record of kind kNone.
+#pragma once
+
+#include <cstdint>
+
+namespace workbench::spool {
+
+inline constexpr char kMagic[8] = {'W', 'B', 'S', 'P', 'O', 'O', 'L', '1'};
+inline constexpr std::uint32_t kVersion = 1;
+
+enum class Kind : std::uint8_t {
+  kNone = 0,     // not written yet
+  kAlloc = 1,    // address; value = bytes requested; scope; stack
+  kFree = 2,     // address; scope
+  kContext = 3,  // address = phase, value = step (as a 48-bit number): holds for all threads from here
+  kThread = 4,   // address = operating system's thread id, value = thread number: whose the records
+                 // of this segment are from here on
+  kMark = 5,     // value = number of the label in `names`
+};
+
+enum class Phase : std::uint8_t { kOther = 0, kForward, kBackward, kOptimizer, kData };
+
+// 32 bytes, two to a cache line. `kind_and_value` is stored last: a record whose writer was killed
+// half-way still reads as kNone.
+struct Record {
+  std::uint64_t ticks;
+  std::uint64_t address;
+  std::uint32_t scope;  // module number << 16 | operator number; 0 = none
+  std::uint32_t stack;  // number in `names`; 0 = none
+  std::uint64_t kind_and_value;  // value << 8 | kind
+};
+static_assert(sizeof(Record) == 32);
+
+// Fills 64 bytes, so that records keep to cache lines.
+struct SegmentHeader {
+  char magic[8];
+  std::uint32_t version;
+  std::uint32_t thread;     // number of the thread that the segment was made for
+  std::uint64_t thread_id;  // the operating system's
+  std::uint64_t sequence;   // counts up over the segments of one process
+  std::uint64_t reserved[4];
+};
+static_assert(sizeof(SegmentHeader) == 64);
+
+enum class ClockKind : std::uint32_t { kTicks = 0, kNanoseconds = 1 };
+enum class StopReason : std::uint32_t { kNone = 0, kDiskFull = 1, kSpoolLimit = 2, kOther = 3 };
+
+// A reading of both clocks at one moment: processor ticks and CLOCK_MONOTONIC nanoseconds.
+struct ClockPair {
+  std::uint64_t ticks;
+  std::uint64_t nanoseconds;
+};
+
+struct ControlPage {
+  char magic[8];
+  std::uint32_t version;
+  std::uint32_t process_id;
+  ClockKind clock_kind;
+  StopReason stop_reason;  // why recording ended before the program did
+  ClockPair first;         // when recording began
+  ClockPair last;          // renewed at every new segment and at a clean end
+  std::uint64_t ended;     // 1 after a clean end, 0 when the process was killed or still runs
+  std::uint64_t lost_events;       // seen after `stop_reason` was set, so not in the spool
+  std::uint64_t zero_byte_allocs;  // requests of 0 bytes: they give a null pointer and make no record
+  std::uint64_t forked_children;   // children that stopped recording at the fork
+  std::uint64_t steps_seen;        // 1 once an optimizer stepped or a step was marked
+};
+static_assert(sizeof(ControlPage) <= 4096);
+
+}  // namespace workbench::spool
