@@ -1,0 +1,67 @@
+# make demo   records a real training program, replays it, writes the comparison page
+# make test   checks everything: style, types, imports, C++ under sanitizers, Python, pages
+# Both set up all they need on a bare machine with Python 3.11+, a C++20 compiler and pip.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Tests, mypy and import-linter must meet the installed package, not the folders it is made of.
+RUN := PYTHONSAFEPATH=1 $(BIN)
+# Pinned versions hold in the isolated build environment too.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+SOURCES := $(shell git ls-files -co --exclude-standard \
+             CMakeLists.txt recorders replay reports workbench)
+CXX_SOURCES := $(filter %.cpp %.h,$(SOURCES)) $(shell git ls-files -co --exclude-standard tests/cpp)
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:
+	@sed -n 's/^# //p' Makefile
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt $(SOURCES)
+	$(BIN)/python -m pip install --quiet '.[record]'
+	@touch $@
+
+$(VENV)/installed-for-tests: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet '.[record,test,lint]'
+	@touch $@
+
+.PHONY: demo
+demo: $(VENV)/installed
+	@mkdir -p demo
+	$(BIN)/wb record --force -o demo/transformer.parquet examples/transformer_lm.py
+	$(BIN)/wb info demo/transformer.parquet
+	$(BIN)/wb replay demo/transformer.parquet --allocator all -o demo/results
+	$(BIN)/wb report demo/results -o demo/report.html
+	@echo "The page: $(CURDIR)/demo/report.html"
+
+.PHONY: test
+test: lint cxx-test browser $(VENV)/installed-for-tests
+	$(RUN)/python -m pytest
+
+.PHONY: lint
+lint: $(VENV)/installed-for-tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(filter %.cpp %.h,$(CXX_SOURCES))
+	$(RUN)/mypy -p workbench
+	$(RUN)/lint-imports
+
+.PHONY: cxx-test
+cxx-test: $(VENV)/installed-for-tests
+	$(BIN)/cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DWORKBENCH_PYTHON=OFF \
+	  -DWORKBENCH_TESTS=ON -DWORKBENCH_WERROR=ON -DWORKBENCH_SANITIZE=address,undefined > /dev/null
+	$(BIN)/cmake --build build/sanitize --parallel 2
+	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
+
+# The pages are tested in a real browser; where none can be installed those tests say so and are
+# skipped.
+.PHONY: browser
+browser:
+	@command -v chromium > /dev/null || { test "$$(id -u)" = 0 && command -v apt-get > /dev/null \
+	  && { apt-get update && apt-get install --yes --no-install-recommends chromium; } > /dev/null; } \
+	  || echo "No Chromium, and none could be installed: the page tests will be skipped"
