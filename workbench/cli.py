@@ -22,7 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="Record every allocation of a PyTorch program, replay it against every allocator, compare.",
+    help="Record every allocation of a PyTorch program, replay it, compare allocators.",
 )
 
 

@@ -34,7 +34,9 @@ def test_the_public_names_are_these() -> None:
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
-    code = "import sys, workbench; print([m for m in ('numpy','pyarrow','torch') if m in sys.modules])"
+    code = (
+        "import sys, workbench; print([m for m in ('numpy','pyarrow','torch') if m in sys.modules])"
+    )
     shown = subprocess.run(
         [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
     )

@@ -1,1 +1,1 @@
-"""Common ground: errors, units, file safety and the builder of native parts; imports nothing of ours."""
+"""Common ground that imports nothing of ours: errors, units, file safety, native parts."""

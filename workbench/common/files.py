@@ -38,7 +38,7 @@ def replaced_file(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replaced_folder(target: Path) -> Iterator[Path]:
-    """Like `replaced_file`, for a folder; an existing `target` folder is removed at the very end."""
+    """Like `replaced_file`, for a folder; an existing `target` folder is removed last."""
     part = _beside(target)
     _remove(part)
     part.mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 from workbench.common.errors import UsageError
 
@@ -33,7 +34,7 @@ def parse_size(text: str, name: str) -> int:
         UsageError: not a size, or not above zero.
     """
     match = _SIZE.fullmatch(text.strip())
-    size = int(float(match["number"]) * _BYTES[match["unit"]]) if match else 0
+    size = int(Decimal(match["number"]) * _BYTES[match["unit"]]) if match else 0
     if size <= 0 or size >= 2**62:
         raise UsageError(
             f"{name} {text!r} is not a size above zero; write for example 80GiB, 512MiB or 1000000"
