@@ -1,0 +1,238 @@
+"""What one measurement is: the cell, its defaults, and the names users give its parts."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import PurePath
+from typing import Any
+
+from workbench.common.errors import UsageError
+
+DEFAULT_DEVICE_CAPACITY = 80 * 2**30
+_DELAY = re.compile(r"delay:\d+")
+_UNSAFE = re.compile(r"[^A-Za-z0-9_=+-]+")
+
+
+@dataclass(frozen=True)
+class AllocatorSpec:
+    """An allocator and its settings, as given on the command line.
+
+    Args:
+        name: one of the engine's allocators.
+        settings: ``key:value,…`` in the syntax of ``PYTORCH_ALLOC_CONF``; empty for the defaults.
+    """
+
+    name: str
+    settings: str = ""
+
+    @property
+    def label(self) -> str:
+        """What tables and charts call it: ``caching (max_split_size_mb:64)``."""
+        return f"{self.name} ({self.settings})" if self.settings else self.name
+
+    def settings_by_key(self) -> dict[str, str]:
+        """The settings as a mapping; a value may hold commas inside square brackets."""
+        parts = re.findall(r"(?:[^,\[]|\[[^\]]*\])+", self.settings)
+        return dict(part.split(":", 1) if ":" in part else (part, "") for part in parts)
+
+
+def parse_allocator(text: str, known: Sequence[str]) -> AllocatorSpec:
+    """The allocator named by ``NAME[:key:value,…]``.
+
+    Raises:
+        UsageError: no allocator of that name; the message suggests the nearest.
+    """
+    name, _, settings = text.partition(":")
+    name = name.strip()
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(known)}, all"
+        raise UsageError(
+            f"--allocator {text!r}: there is no allocator {name!r}; {hint} "
+            "(wb allocators lists them)"
+        )
+    parts = re.findall(r"(?:[^,\[]|\[[^\]]*\])+", settings.replace(" ", ""))
+    return AllocatorSpec(name, ",".join(sorted(parts)))
+
+
+def check_completion(text: str) -> str:
+    """`text` if it says when work on a stream completes.
+
+    Raises:
+        UsageError: none of ``recorded``, ``immediate``, ``never``, ``delay:N``.
+    """
+    if text not in ("recorded", "immediate", "never") and not _DELAY.fullmatch(text):
+        raise UsageError(
+            f"--completion {text!r} is not known; write recorded, immediate, never or delay:N "
+            "with a number of events N"
+        )
+    return text
+
+
+def device_kind(device: str) -> str:
+    """``cpu``, ``pinned`` or ``device`` for a device's name in a trace, such as ``cuda:0``."""
+    return device if device in ("cpu", "pinned") else "device"
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """How much the backend may hand out.
+
+    Args:
+        bytes: the limit; None for no limit.
+        source: where it came from: ``option``, ``trace``, ``default`` or ``unlimited``.
+    """
+
+    bytes: int | None
+    source: str
+
+    def __str__(self) -> str:
+        """Exact, as in ``80GiB``: different capacities read differently."""
+        if self.bytes is None:
+            return "unlimited"
+        for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+            if self.bytes % size == 0:
+                return f"{self.bytes // size}{unit}"
+        return f"{self.bytes}B"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement: trace × device in it × allocator × settings × backend × capacity ×
+    completion.
+    """
+
+    trace: str
+    device: str
+    allocator: AllocatorSpec
+    kind: str
+    backend: str
+    capacity: Capacity
+    completion: str = "recorded"
+    after_oom: str = "stop"
+    backend_is_model: bool = field(default=False, compare=False)
+    latency_source: str = field(default="ours", compare=False)
+
+    @property
+    def as_if(self) -> bool:
+        """Whether traffic of one kind of memory is replayed through an allocator of another."""
+        return device_kind(self.device) != self.kind
+
+    def key(self, fingerprint: str) -> dict[str, Any]:
+        """What makes two results results of the same cell; `fingerprint` is the traffic's."""
+        return {
+            "fingerprint": fingerprint,
+            "device": self.device,
+            "allocator": self.allocator.name,
+            "settings": self.allocator.settings_by_key(),
+            "backend": self.backend,
+            "capacity": self.capacity.bytes,
+            "completion": self.completion,
+            "after_oom": self.after_oom,
+        }
+
+    def name(self, trace_name: str) -> str:
+        """The name of the cell's folder; `trace_name` stands for the trace."""
+        allocator = self.allocator.name
+        if self.allocator.settings:
+            allocator += f"-{self.allocator.settings}"
+        parts = [trace_name, self.device, allocator, self.backend, str(self.capacity)]
+        if self.completion != "recorded":
+            parts.append(self.completion)
+        if self.after_oom != "stop":
+            parts.append("after-oom-continue")
+        return slug(parts)
+
+
+def slug(parts: Sequence[str]) -> str:
+    """A file name made of `parts`.
+
+    Characters that are safe in every file system are kept. Where a name is cut short, or had
+    characters other than separators, a digest of the original tells it from its likes.
+    """
+    name = ".".join(_UNSAFE.sub("-", part).strip("-") for part in parts)
+    plain = [re.sub(r"[:,. ]", "-", part) for part in parts]
+    if len(name) > 120 or any(_UNSAFE.search(part) for part in plain):
+        digest = blake2b("\0".join(parts).encode(), digest_size=4).hexdigest()
+        name = f"{name[:120]}.{digest}"
+    return name
+
+
+def trace_name(path: str) -> str:
+    """A short name for the trace at `path`; a rank's file is named with its folder."""
+    pure = PurePath(path)
+    if "=" in pure.stem and pure.parent.name:
+        return f"{pure.parent.name}-{pure.stem}"
+    return pure.stem
+
+
+def choose_device(kind: str, bytes_by_device: Mapping[str, int], wanted: str | None) -> str:
+    """The device of the trace whose traffic is replayed.
+
+    Args:
+        kind: the allocator's kind of memory: ``cpu``, ``pinned`` or ``device``.
+        bytes_by_device: bytes allocated over the whole trace, by the device's name.
+        wanted: the device asked for, if any.
+
+    Raises:
+        UsageError: the trace has no such device.
+    """
+    if wanted is not None:
+        if wanted not in bytes_by_device:
+            raise UsageError(
+                f"--device {wanted!r} is not in the trace; it has "
+                f"{', '.join(sorted(bytes_by_device)) or 'no device'}"
+            )
+        return wanted
+    # Ties are broken by name, so that the choice does not depend on the order of rows.
+    by_bytes = sorted(bytes_by_device, key=lambda name: (-bytes_by_device[name], name))
+    own = [name for name in by_bytes if device_kind(name) == kind]
+    if own or by_bytes:
+        return (own or by_bytes)[0]
+    return "cuda:0" if kind == "device" else kind
+
+
+def choose_backend(
+    kind: str, backends: Sequence[Mapping[str, Any]], wanted: str | None
+) -> Mapping[str, Any]:
+    """The backend to replay on, as the engine describes it.
+
+    Raises:
+        UsageError: no backend of that name.
+    """
+    by_name = {backend["name"]: backend for backend in backends}
+    if wanted is not None:
+        if wanted not in by_name:
+            nearest = difflib.get_close_matches(wanted, by_name, n=1, cutoff=0.5)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(by_name)}"
+            raise UsageError(f"--backend: there is no backend {wanted!r}; {hint}")
+        return by_name[wanted]
+    if kind in ("cpu", "pinned"):
+        return by_name["host"]
+    cuda = by_name.get("cuda")
+    return cuda if cuda is not None and cuda["available"] else by_name["simulated"]
+
+
+def choose_capacity(kind: str, device: str, device_info: Any, wanted: int | None) -> Capacity:
+    """How much memory the cell has.
+
+    Args:
+        kind: the allocator's kind of memory.
+        device: the device in the trace.
+        device_info: what the trace's metadata says of that device, or None.
+        wanted: bytes asked for, if any.
+    """
+    if wanted is not None:
+        return Capacity(wanted, "option")
+    # The capacity of another kind of memory says nothing about this one.
+    if device_kind(device) == kind and device_info and device_info.get("capacity"):
+        left = int(device_info["capacity"]) - int(device_info.get("held_by_others") or 0)
+        if left > 0:
+            return Capacity(left, "trace")
+    if kind in ("cpu", "pinned"):
+        return Capacity(None, "unlimited")
+    return Capacity(DEFAULT_DEVICE_CAPACITY, "default")

@@ -1,0 +1,221 @@
+"""From a trace to what the engine replays: columns of numbers, and files that workers map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from workbench.common.errors import BrokenFileError
+from workbench.replay import _engine
+
+Array = npt.NDArray[Any]
+_UNKNOWN = 255
+# Per column of the trace: the type it is kept in. Text columns are kept as codes.
+_NUMBERS = {"time_ns": "i8", "id": "i8", "size": "i8", "stream": "i4", "thread": "i4", "step": "i4"}
+_TEXTS = {"event": "u1", "device": "i4", "phase": "i4", "scope": "i4"}
+COLUMNS = [*_NUMBERS, *_TEXTS]
+ENGINE_COLUMNS = {"op": "u1", "slot": "i4", "size": "i8", "stream": "i4", "thread": "i4"}
+
+
+class _Codes:
+    """Numbers for texts, in order of their first appearance; −1 for null."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self._number: dict[str, int] = {}
+
+    def of(self, column: Any) -> Array:
+        """Codes of an Arrow column of text, dictionary-encoded or not."""
+        import pyarrow as pa
+
+        if not pa.types.is_dictionary(column.type):
+            column = column.dictionary_encode()
+        texts = column.dictionary.to_pylist()
+        for text in texts:
+            if text not in self._number:
+                self._number[text] = len(self.texts)
+                self.texts.append(text)
+        # One more at the end, which −1 finds: the code of null.
+        codes = np.array([*(self._number[text] for text in texts), -1], dtype=np.int64)
+        indices = column.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        return codes[indices.astype(np.int64)]
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """The events of one device of one trace, as the engine takes them; arrays are equally long.
+
+    Args:
+        op: operation codes of the engine.
+        slot: where each event's allocation is kept while it lives, 0 … `slot_count` − 1, or −1.
+        size: bytes.
+        stream: stream numbers.
+        thread: thread numbers.
+        row: the event's row in the trace file.
+        ids: allocation ids.
+        time_ns: since recording started.
+        step: optimizer steps completed.
+        phase: codes into `phases`; −1 for none.
+        scope: codes into `scopes`; −1 for none.
+        fingerprint: digest of what is replayed; equal for equal traffic.
+        peak_live_bytes: the greatest sum of live requested bytes.
+    """
+
+    op: Array
+    slot: Array
+    slot_count: int
+    size: Array
+    stream: Array
+    thread: Array
+    row: Array
+    ids: Array
+    time_ns: Array
+    step: Array
+    phase: Array
+    scope: Array
+    phases: list[str]
+    scopes: list[str]
+    fingerprint: str
+    peak_live_bytes: int
+
+    def save(self, folder: Path) -> None:
+        """Write what workers need as ``.npy`` files into `folder`."""
+        for name, dtype in ENGINE_COLUMNS.items():
+            np.save(folder / f"{name}.npy", getattr(self, name).astype(dtype, copy=False))
+
+
+@dataclass(frozen=True)
+class LoadedTrace:
+    """One trace file, read and checked.
+
+    Args:
+        path: as given by the user; for a folder, the file in it.
+        metadata: the JSON in the file.
+        columns: the columns in `COLUMNS`, texts as codes.
+        texts: for each text column, the texts by code.
+        rows: number of rows.
+    """
+
+    path: str
+    metadata: dict[str, Any]
+    columns: dict[str, Array]
+    texts: dict[str, list[str]]
+    rows: int
+
+    @property
+    def bytes_by_device(self) -> dict[str, int]:
+        """Bytes allocated over the whole trace, by device."""
+        made = np.isin(self.columns["event"], [_engine.OPS["alloc"], _engine.OPS["live"]])
+        devices = self.columns["device"][made]
+        sizes = self.columns["size"][made]
+        return {
+            name: int(sizes[devices == code].sum(dtype=np.int64))
+            for code, name in enumerate(self.texts["device"])
+            if (devices == code).any()
+        }
+
+    @property
+    def duration_ns(self) -> int:
+        """From the first row to the last."""
+        times = self.columns["time_ns"]
+        return int(times[-1] - times[0]) if self.rows else 0
+
+    @property
+    def step_count(self) -> int:
+        """Optimizer steps completed while recording; 0 where none was seen."""
+        return max(int(self.columns["step"].max()), 0) if self.rows else 0
+
+    def traffic(self, device: str) -> Traffic:
+        """The events of `device` that the engine knows."""
+        code = self.texts["device"].index(device) if device in self.texts["device"] else -2
+        chosen = (self.columns["device"] == code) & (self.columns["event"] != _UNKNOWN)
+        row = np.flatnonzero(chosen)
+        part = {name: column[row] for name, column in self.columns.items()}
+        op = part["event"]
+        try:
+            slot, slot_count = _engine.assign_slots(op, part["id"])
+        except ValueError as error:
+            raise BrokenFileError(self.path, str(error), "record it again") from None
+        digest = blake2b(digest_size=16)
+        digest.update(device.encode())
+        for column in (op, slot, part["size"], part["stream"], part["thread"]):
+            digest.update(np.ascontiguousarray(column).data)
+        return Traffic(
+            op=op,
+            slot=slot,
+            slot_count=int(slot_count),
+            size=part["size"],
+            stream=part["stream"],
+            thread=part["thread"],
+            row=row,
+            ids=part["id"],
+            time_ns=part["time_ns"],
+            step=part["step"],
+            phase=part["phase"],
+            scope=part["scope"],
+            phases=self.texts["phase"],
+            scopes=self.texts["scope"],
+            fingerprint=digest.hexdigest(),
+            peak_live_bytes=_peak_live(op, part["size"]),
+        )
+
+
+def _peak_live(op: Array, size: Array) -> int:
+    made = np.isin(op, [_engine.OPS["alloc"], _engine.OPS["live"]])
+    signed = np.where(made, size, 0) - np.where(op == _engine.OPS["free"], size, 0)
+    return max(int(np.cumsum(signed, dtype=np.int64).max()), 0) if len(op) else 0
+
+
+def load_trace(
+    path: str, progress: Callable[[int, int], None] | None = None
+) -> list[LoadedTrace]:
+    """Read and check the trace at `path`.
+
+    Args:
+        path: a file, a folder with a file for each rank, or a URL.
+        progress: called with rows read and rows in all.
+
+    Returns:
+        One for each file.
+
+    Raises:
+        BrokenFileError: not a trace, or one that breaks a rule of the format.
+    """
+    from workbench.recorders.trace import open_trace
+
+    trace = open_trace(path)
+    total = sum(part.rows for part in trace.files)
+    loaded = []
+    before = 0
+    for part in trace.files:
+        columns = {
+            name: np.empty(part.rows, dtype=dtype) for name, dtype in {**_NUMBERS, **_TEXTS}.items()
+        }
+        codes = {name: _Codes() for name in _TEXTS}
+        at = 0
+        for batch in part.batches(columns=COLUMNS, check=True):
+            end = at + batch.num_rows
+            for name in _NUMBERS:
+                columns[name][at:end] = batch.column(name).to_numpy(zero_copy_only=False)
+            for name in _TEXTS:
+                numbers = codes[name].of(batch.column(name))
+                if name == "event":
+                    numbers = _ops(codes["event"].texts)[numbers]
+                columns[name][at:end] = numbers
+            at = end
+            if progress is not None:
+                progress(before + at, total)
+        before += at
+        texts = {name: code.texts for name, code in codes.items()}
+        loaded.append(LoadedTrace(str(part.path), dict(part.metadata), columns, texts, at))
+    return loaded
+
+
+def _ops(events: list[str]) -> Array:
+    return np.array([_engine.OPS.get(event, _UNKNOWN) for event in events], dtype=np.uint8)

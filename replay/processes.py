@@ -1,0 +1,93 @@
+"""Starts a worker process, waits for it, and says in words how it ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# -P, as PYTHONSAFEPATH: a `replay.py` in the user's current folder is none of ours.
+WORKER_COMMAND = (sys.executable, "-P", "-m", "workbench.replay.worker")
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """How one run ended.
+
+    Args:
+        status: ``ok``, ``crashed`` or ``timed_out``.
+        reason: one sentence where it is not ``ok``.
+        result: what the worker measured; None where it is not ``ok``.
+    """
+
+    status: str
+    reason: str | None
+    result: dict[str, Any] | None
+
+
+def run_worker(
+    task: dict[str, Any],
+    folder: Path,
+    timeout: float,
+    command: Sequence[str] = WORKER_COMMAND,
+) -> RunOutcome:
+    """Run `task` in a process of its own and wait for it.
+
+    The worker never outlives this call: it is killed when the time is up and when the call is
+    interrupted.
+
+    Args:
+        task: see `workbench.replay.worker.run`; ``output`` is added.
+        folder: existing and empty; the worker leaves its files here.
+        timeout: seconds.
+        command: what to start.
+    """
+    errors = folder / "stderr.txt"
+    text = json.dumps({**task, "output": str(folder)})
+    with errors.open("wb") as stderr:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            env={**os.environ, "PYTHONSAFEPATH": "1"},
+            # Ctrl-C at the terminal is the runner's to handle.
+            start_new_session=True,
+        )
+        try:
+            process.communicate(text.encode(), timeout=timeout)
+        except subprocess.TimeoutExpired:
+            return RunOutcome(
+                "timed_out",
+                f"a run took longer than {timeout:g} s and was stopped; allow more with --timeout",
+                None,
+            )
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+    return _outcome(process.returncode, folder / "result.json", errors)
+
+
+def _outcome(code: int, answer: Path, errors: Path) -> RunOutcome:
+    said = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    last_words = f" ({said[-1][:300]})" if said else ""
+    if code < 0:
+        number = -code
+        name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
+        hint = "; the system may be out of memory" if number == signal.SIGKILL else ""
+        return RunOutcome("crashed", f"a run was ended by signal {name}{hint}{last_words}", None)
+    if code != 0 or not answer.exists():
+        return RunOutcome(
+            "crashed", f"a run ended with exit code {code} and no result{last_words}", None
+        )
+    result = json.loads(answer.read_text(encoding="utf-8"))
+    if "error" in result:
+        return RunOutcome("crashed", f"the engine stopped: {result['error']}", None)
+    return RunOutcome("ok", None, result)

@@ -1,0 +1,165 @@
+"""One run of a cell, in a process of its own: ``python -m workbench.replay.worker``.
+
+The task comes as JSON on standard input; what was measured goes to ``arrays.npz`` and then
+``result.json`` in the folder that the task names, each written beside and renamed, so that a result
+that is there is whole. Only numpy and the engine are imported: a process for each run is affordable
+because it starts quickly.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workbench.replay import _engine
+from workbench.replay.statistics import histogram, summary_of_calls
+
+STATES = ("cold", "steady")
+TIMELINE_BUCKETS = 20_000
+SLOWEST = 20
+# A short trace is passed through several times, so that starting a pass does not count.
+_LEAST_THROUGHPUT_NS = 2e7
+_MOST_THROUGHPUT_PASSES = 20
+_PR_SET_PDEATHSIG = 1
+
+
+def _die_with_parent() -> None:
+    """Have the kernel end this process when the runner is killed: nothing else would."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _load_events(folder: Path, slot_count: int) -> tuple[Any, dict[str, np.ndarray]]:
+    columns = {
+        name: np.load(folder / f"{name}.npy", mmap_mode="r")
+        for name in ("op", "slot", "size", "stream", "thread")
+    }
+    for column in columns.values():
+        # Bring the pages in now: their faults belong to no call.
+        column.max(initial=0)
+    return _engine.Events(**columns, slot_count=slot_count), columns
+
+
+def _latency(timed: dict[str, Any], columns: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Quantiles, histograms and totals of one timed pass, and its slowest calls."""
+    ticks = timed["ticks"]
+    called = np.flatnonzero(ticks)
+    nanoseconds = ticks[called] * float(timed["ns_per_tick"])
+    ops = columns["op"][called]
+    causes = timed["cause"][called]
+    kinds: dict[str, Any] = {}
+    totals: dict[str, dict[str, float]] = {}
+    buckets: list[dict[str, Any]] = []
+    for kind, op in _engine.OPS.items():
+        of_kind = ops == op
+        if not of_kind.any():
+            continue
+        count = int(of_kind.sum())
+        kinds[kind] = {"count": count, **summary_of_calls(nanoseconds[of_kind])}
+        for number in np.unique(causes[of_kind]).tolist():
+            cause = timed["causes"][number]
+            chosen = nanoseconds[of_kind & (causes == number)]
+            total = totals.setdefault(cause, {"count": 0, "total_ns": 0.0})
+            total["count"] += len(chosen)
+            total["total_ns"] += float(chosen.sum())
+            numbers, counts = histogram(chosen)
+            buckets.append({"kind": kind, "cause": cause, "buckets": numbers, "counts": counts})
+    names = {op: kind for kind, op in _engine.OPS.items()}
+    order = np.argsort(nanoseconds, kind="stable")[::-1][:SLOWEST]
+    slowest = [
+        {
+            "index": int(called[at]),
+            "kind": names[int(ops[at])],
+            "size": int(columns["size"][called[at]]),
+            "cause": timed["causes"][int(causes[at])],
+            "ns": float(nanoseconds[at]),
+        }
+        for at in order
+    ]
+    return {"kinds": kinds, "causes": totals, "histogram": buckets, "slowest": slowest}
+
+
+def _throughput(replay: Any, state: str) -> dict[str, float] | None:
+    """One number from this process: the median over its passes."""
+    first = replay.throughput(state, 1)
+    if not first["events"] or first["outcome"] != "ok":
+        return None
+    passes = [float(time) for time in first["ns"]]
+    more = int(min(_LEAST_THROUGHPUT_NS / max(passes[0], 1.0), _MOST_THROUGHPUT_PASSES))
+    if more > 1:
+        passes += replay.throughput(state, more)["ns"]
+    per_event = float(np.median(passes)) / first["events"]
+    return {"events_per_s": 1e9 / per_event, "ns_per_event": per_event}
+
+
+def _memory(replay: Any, folder: Path) -> dict[str, Any]:
+    """The memory pass; its timeline and blocks go to ``arrays.npz``."""
+    found = replay.memory(TIMELINE_BUCKETS)
+    arrays = {f"timeline.{name}": column for name, column in found.pop("timeline").items()}
+    moments = {"peak": found["peaks"]["reserved"]["event"]}
+    if found["oom"] is not None:
+        moments["oom"] = found["oom"]["event"]
+    for moment, event in moments.items():
+        if event is None or event < 0:
+            continue
+        blocks = replay.memory(1, blocks_at=event)["blocks"]
+        for table, columns in blocks.items():
+            arrays.update({f"{moment}.{table}.{name}": value for name, value in columns.items()})
+    part = folder / "arrays.part.npz"
+    np.savez(part, **arrays)
+    part.replace(folder / "arrays.npz")
+    found.pop("blocks", None)
+    return dict(found)
+
+
+def run(task: dict[str, Any]) -> dict[str, Any]:
+    """Measure what `task` asks for.
+
+    Args:
+        task: ``events`` (folder), ``slot_count``, ``replay`` (arguments of the engine's Replay),
+            ``memory`` (whether this process also makes the memory pass), ``output`` (folder).
+    """
+    events, columns = _load_events(Path(task["events"]), task["slot_count"])
+    replay = _engine.Replay(events, **task["replay"])
+    result: dict[str, Any] = {"states": {}, "throughput": {}, "digests": {}, "outcomes": {}}
+    for state in STATES:
+        timed = replay.timed(state)
+        result["states"][state] = _latency(timed, columns)
+        result["digests"][state] = timed["digest"]
+        result["outcomes"][state] = timed["outcome"]
+        result["clock_cost_ns"] = float(timed["clock_cost_ns"])
+    for state in STATES:
+        measured = _throughput(replay, state)
+        if measured is not None:
+            result["throughput"][state] = measured
+    if task["memory"]:
+        idle = _engine.Replay(events, "null", "", "simulated", None)
+        harness = _throughput(idle, "cold")
+        result["harness_ns_per_event"] = harness["ns_per_event"] if harness else 0.0
+        result["memory"] = _memory(replay, Path(task["output"]))
+    return result
+
+
+def main() -> None:
+    """Read the task, measure, leave the result."""
+    _die_with_parent()
+    task = json.load(sys.stdin)
+    folder = Path(task["output"])
+    try:
+        result = run(task)
+    except (ValueError, RuntimeError, MemoryError) as error:
+        result = {"error": f"{type(error).__name__}: {error}"}
+    part = folder / f"result.{os.getpid()}.part"
+    part.write_text(json.dumps(result), encoding="utf-8")
+    part.replace(folder / "result.json")
+
+
+if __name__ == "__main__":
+    main()
