@@ -1,3 +1,386 @@
+// The engine's Python face; the only file that knows nanobind.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
-NB_MODULE(_engine, m) { m.doc() = "The replay engine."; }
+#include <memory>
+#include <utility>
+
+#include "core/clock.h"
+#include "replayer/replay.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace workbench {
+namespace {
+
+template <class T>
+using Column = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+template <class T>
+std::span<const T> view(const Column<T>& column) {
+  return {column.data(), column.size()};
+}
+
+// A numpy array that owns `values`.
+template <class T>
+nb::object numpy(std::vector<T> values) {
+  auto owned = std::make_unique<std::vector<T>>(std::move(values));
+  T* const data = owned->data();
+  const std::size_t size = owned->size();
+  nb::capsule owner(owned.release(),
+                    [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
+  return nb::cast(nb::ndarray<nb::numpy, T, nb::ndim<1>>(data, {size}, owner));
+}
+
+// A numpy array of `get(row)` for each row.
+template <class Rows, class Get>
+nb::object numpy_of(const Rows& rows, Get&& get) {
+  std::vector<decltype(get(*rows.begin()))> values;
+  values.reserve(rows.size());
+  for (const auto& row : rows) values.push_back(get(row));
+  return numpy(std::move(values));
+}
+
+struct PyEvents {
+  PyEvents(Column<std::uint8_t> op_column, Column<std::int32_t> slot_column,
+           Column<std::int64_t> size_column, Column<std::int32_t> stream_column,
+           Column<std::int32_t> thread_column, std::int32_t slot_count)
+      : op(std::move(op_column)),
+        slot(std::move(slot_column)),
+        size(std::move(size_column)),
+        stream(std::move(stream_column)),
+        thread(std::move(thread_column)),
+        events{view(op), view(slot), view(size), view(stream), view(thread), slot_count} {
+    check_events(events);
+  }
+
+  const Column<std::uint8_t> op;
+  const Column<std::int32_t> slot;
+  const Column<std::int64_t> size;
+  const Column<std::int32_t> stream;
+  const Column<std::int32_t> thread;
+  const Events events;
+};
+
+nb::tuple py_assign_slots(const Column<std::uint8_t>& op, const Column<std::int64_t>& id) {
+  std::vector<std::int32_t> slots(op.size());
+  std::int32_t count = 0;
+  {
+    const nb::gil_scoped_release release;
+    count = assign_slots(view(op), view(id), slots);
+  }
+  return nb::make_tuple(numpy(std::move(slots)), count);
+}
+
+// Lets Ctrl-C through and reports progress.
+Checkpoint make_checkpoint(std::size_t total, nb::handle progress = nb::none()) {
+  return [total, progress](std::size_t done) {
+    const nb::gil_scoped_acquire acquire;
+    if (PyErr_CheckSignals() != 0) throw nb::python_error();
+    if (!progress.is_none()) progress(done, total);
+  };
+}
+
+State parse_state(const std::string& text) {
+  if (text == "cold") return State::kCold;
+  if (text == "steady") return State::kSteady;
+  throw InputError("state '" + text + "' is unknown; use cold or steady");
+}
+
+const char* outcome(bool out_of_memory) { return out_of_memory ? "out_of_memory" : "ok"; }
+
+nb::object capacity_or_none(Bytes bytes) {
+  return bytes == kUnlimited ? nb::none() : nb::object(nb::int_(bytes));
+}
+
+nb::object oom_dict(const std::optional<OutOfMemory>& oom) {
+  if (!oom) return nb::none();
+  nb::dict result;
+  result["event"] = oom->event;
+  result["requested"] = oom->requested;
+  result["allocated"] = oom->allocated;
+  result["reserved"] = oom->reserved;
+  result["active"] = oom->active;
+  result["live_requested"] = oom->live_requested;
+  result["largest_free"] = oom->largest_free;
+  result["device_free"] = capacity_or_none(oom->device_free);
+  return result;
+}
+
+nb::dict bucket_columns(const std::vector<Bucket>& buckets) {
+  nb::dict timeline;
+  timeline["event_first"] = numpy_of(buckets, [](const Bucket& b) { return b.first_event; });
+  timeline["event_last"] = numpy_of(buckets, [](const Bucket& b) { return b.last_event; });
+  for (std::size_t column = 0; column < Sample::kNames.size(); ++column) {
+    const std::string name = Sample::kNames[column];
+    timeline[(name + "_min").c_str()] =
+        numpy_of(buckets, [column](const Bucket& b) { return b.lowest.values[column]; });
+    timeline[(name + "_max").c_str()] =
+        numpy_of(buckets, [column](const Bucket& b) { return b.highest.values[column]; });
+  }
+  return timeline;
+}
+
+nb::dict full_columns(const std::vector<FullRow>& rows) {
+  nb::dict timeline;
+  const auto add = [&](const char* name, auto&& get) { timeline[name] = numpy_of(rows, get); };
+  for (std::size_t column = 0; column < Sample::kNames.size(); ++column) {
+    add(Sample::kNames[column], [column](const FullRow& r) { return r.sample.values[column]; });
+  }
+  add("inactive_split", [](const FullRow& r) { return r.statistics.inactive_split; });
+  add("n_alloc", [](const FullRow& r) { return r.statistics.n_alloc; });
+  add("n_segment", [](const FullRow& r) { return r.statistics.n_segment; });
+  add("n_active", [](const FullRow& r) { return r.statistics.n_active; });
+  add("n_inactive_split", [](const FullRow& r) { return r.statistics.n_inactive_split; });
+  add("retries", [](const FullRow& r) { return r.statistics.retries; });
+  add("ooms", [](const FullRow& r) { return r.statistics.ooms; });
+  add("device_allocs", [](const FullRow& r) { return r.statistics.device_allocs; });
+  add("device_frees", [](const FullRow& r) { return r.statistics.device_frees; });
+  add("hits", [](const FullRow& r) { return r.statistics.hits; });
+  add("misses", [](const FullRow& r) { return r.statistics.misses; });
+  add("device_used", [](const FullRow& r) { return r.device_used; });
+  add("oom", [](const FullRow& r) { return static_cast<std::uint8_t>(r.oom); });
+  return timeline;
+}
+
+const char* state_name(BlockState state) {
+  switch (state) {
+    case BlockState::kActiveAllocated:
+      return "active_allocated";
+    case BlockState::kActivePendingFree:
+      return "active_pending_free";
+    default:
+      return "inactive";
+  }
+}
+
+nb::object blocks_dict(const std::optional<std::vector<BlockRow>>& blocks) {
+  if (!blocks) return nb::none();
+  std::vector<BlockView> segments;
+  for (const BlockRow& row : *blocks) {
+    if (segments.empty() || segments.back().segment != row.view.segment) {
+      segments.push_back(row.view);
+    }
+  }
+  const auto integer = [](std::uint64_t value) { return static_cast<std::int64_t>(value); };
+  nb::dict segment_columns;
+  segment_columns["number"] =
+      numpy_of(segments, [&](const BlockView& v) { return integer(v.segment); });
+  segment_columns["address"] =
+      numpy_of(segments, [](const BlockView& v) { return v.segment_address; });
+  segment_columns["size"] = numpy_of(segments, [](const BlockView& v) { return v.segment_size; });
+  segment_columns["stream"] = numpy_of(segments, [](const BlockView& v) { return v.stream; });
+  nb::list pools;
+  for (const BlockView& segment : segments) {
+    pools.append(nb::str(segment.pool.data(), segment.pool.size()));
+  }
+  segment_columns["pool"] = nb::module_::import_("numpy").attr("array")(pools, "dtype"_a = "U16");
+
+  nb::dict block_columns;
+  const auto add = [&](const char* name, auto&& get) {
+    block_columns[name] = numpy_of(*blocks, get);
+  };
+  add("segment", [&](const BlockRow& r) { return integer(r.view.segment); });
+  add("offset", [&](const BlockRow& r) { return integer(r.view.offset); });
+  add("size", [](const BlockRow& r) { return r.view.size; });
+  add("requested", [](const BlockRow& r) { return r.view.requested; });
+  add("slot_event", [](const BlockRow& r) { return r.alloc_event; });
+  nb::list states;
+  for (const BlockRow& row : *blocks) states.append(state_name(row.view.state));
+  block_columns["state"] = nb::module_::import_("numpy").attr("array")(states, "dtype"_a = "U19");
+
+  nb::dict result;
+  result["segments"] = segment_columns;
+  result["blocks"] = block_columns;
+  return result;
+}
+
+nb::dict memory_dict(const MemoryResult& result, bool full, bool has_memory) {
+  nb::dict peaks;
+  nb::dict finals;
+  for (std::size_t column = 0; column < Sample::kPeakColumns; ++column) {
+    nb::dict peak;
+    peak["bytes"] = result.peaks[column];
+    peak["event"] = result.peak_events[column];
+    peaks[Sample::kNames[column]] = peak;
+    finals[Sample::kNames[column]] = result.finals.values[column];
+  }
+  nb::dict calls;
+  calls["alloc"] = result.driver_calls.alloc;
+  calls["refused"] = result.driver_calls.refused;
+  calls["free"] = result.driver_calls.free;
+  calls["event_record"] = result.driver_calls.event_record;
+  calls["event_wait"] = result.driver_calls.event_wait;
+  nb::dict counters;
+  counters["retries"] = result.statistics.retries;
+  counters["ooms"] = result.statistics.ooms;
+  counters["hits"] = result.statistics.hits;
+  counters["misses"] = result.statistics.misses;
+  counters["device_allocs"] = result.statistics.device_allocs;
+  counters["device_frees"] = result.statistics.device_frees;
+
+  nb::dict answer;
+  answer["outcome"] = outcome(result.oom.has_value());
+  answer["oom"] = oom_dict(result.oom);
+  answer["ooms"] = result.ooms;
+  answer["timeline"] = full ? full_columns(result.rows) : bucket_columns(result.timeline);
+  answer["peaks"] = peaks;
+  answer["finals"] = finals;
+  answer["driver_calls"] = calls;
+  answer["counters"] = counters;
+  answer["digest"] = result.digest;
+  answer["blocks"] = blocks_dict(result.blocks);
+  if (has_memory) {
+    answer["rss_growth_bytes"] = result.rss_growth;
+    answer["minor_faults"] = result.minor_faults;
+    answer["major_faults"] = result.major_faults;
+  }
+  return answer;
+}
+
+class PyReplay {
+ public:
+  PyReplay(const PyEvents& events, std::string allocator, std::string settings, std::string backend,
+           std::optional<Bytes> capacity, const std::string& completion,
+           const std::string& after_oom)
+      : replay_(events.events,
+                {.allocator = std::move(allocator),
+                 .settings = std::move(settings),
+                 .backend = std::move(backend),
+                 .backend_options = {capacity.value_or(kUnlimited), Completion::parse(completion)},
+                 .continue_after_oom = after_oom == "continue"}) {
+    if (capacity && *capacity <= 0) throw InputError("capacity must be above 0 bytes");
+    if (after_oom != "stop" && after_oom != "continue") {
+      throw InputError("after_oom '" + after_oom + "' is unknown; use stop or continue");
+    }
+  }
+
+  nb::dict memory(std::size_t buckets, bool full, std::optional<std::size_t> blocks_at, bool verify,
+                  nb::object progress) const {
+    const MemoryOptions options = {buckets, full, blocks_at, verify};
+    const Checkpoint checkpoint = make_checkpoint(replay_.events().count(), progress);
+    MemoryResult result;
+    {
+      const nb::gil_scoped_release release;
+      result = replay_.memory(options, checkpoint);
+    }
+    return memory_dict(result, full, replay_.backend_has_memory());
+  }
+
+  nb::dict timed(const std::string& state, bool digest) const {
+    const State parsed = parse_state(state);
+    const Checkpoint checkpoint = make_checkpoint(replay_.events().count());
+    TimedResult result;
+    {
+      const nb::gil_scoped_release release;
+      clock_costs();
+      result = replay_.timed(parsed, digest, checkpoint);
+    }
+    nb::dict answer;
+    answer["ticks"] = numpy(std::move(result.ticks));
+    answer["cause"] = numpy(std::move(result.causes));
+    nb::list causes;
+    for (const std::string_view name : kCauseNames)
+      causes.append(nb::str(name.data(), name.size()));
+    answer["causes"] = causes;
+    answer["ns_per_tick"] = clock_costs().ns_per_tick;
+    answer["clock_cost_ns"] = clock_costs().pair_ns;
+    answer["digest"] = digest ? nb::object(nb::str(result.digest.c_str())) : nb::none();
+    answer["outcome"] = outcome(result.out_of_memory);
+    return answer;
+  }
+
+  nb::dict throughput(const std::string& state, std::size_t repeat) const {
+    const State parsed = parse_state(state);
+    const Checkpoint checkpoint = make_checkpoint(replay_.events().count());
+    ThroughputResult result;
+    {
+      const nb::gil_scoped_release release;
+      result = replay_.throughput(parsed, repeat, checkpoint);
+    }
+    nb::dict answer;
+    answer["ns"] = result.nanoseconds;
+    answer["events"] = replay_.events().count();
+    answer["outcome"] = outcome(result.out_of_memory);
+    return answer;
+  }
+
+ private:
+  const Replay replay_;
+};
+
+nb::list list_allocators() {
+  nb::list list;
+  for (const AllocatorEntry& entry : allocator_registry().entries()) {
+    if (entry.hidden) continue;
+    nb::dict settings;
+    for (const SettingHelp& setting : entry.settings) settings[setting.key.c_str()] = setting.help;
+    nb::dict item;
+    item["name"] = entry.name;
+    item["summary"] = entry.summary;
+    item["kind"] = entry.kind == AllocatorKind::kCpu ? "cpu" : "device";
+    item["settings"] = settings;
+    item["latency_source"] = "ours";
+    item["available"] = true;
+    item["reason"] = "";
+    list.append(item);
+  }
+  return list;
+}
+
+nb::list list_backends() {
+  nb::list list;
+  for (const BackendEntry& entry : backend_registry().entries()) {
+    if (entry.hidden) continue;
+    const std::string reason = entry.unavailable();
+    nb::dict item;
+    item["name"] = entry.name;
+    item["summary"] = entry.summary;
+    item["available"] = reason.empty();
+    item["reason"] = reason;
+    item["is_model"] = entry.is_model;
+    list.append(item);
+  }
+  return list;
+}
+
+}  // namespace
+}  // namespace workbench
+
+NB_MODULE(_engine, m) {
+  using namespace workbench;
+  m.doc() = "The replay engine.";
+  for (const std::string& fault : {allocator_registry().fault(), backend_registry().fault()}) {
+    if (!fault.empty()) throw nb::import_error(fault.c_str());
+  }
+
+  nb::dict ops;
+  for (std::size_t code = 0; code < kOpNames.size(); ++code) {
+    ops[nb::str(kOpNames[code].data(), kOpNames[code].size())] = code;
+  }
+  m.attr("OPS") = ops;
+  m.def("allocators", &list_allocators);
+  m.def("backends", &list_backends);
+  m.def("assign_slots", &py_assign_slots, "op"_a, "id"_a);
+
+  nb::class_<PyEvents>(m, "Events")
+      .def(nb::init<Column<std::uint8_t>, Column<std::int32_t>, Column<std::int64_t>,
+                    Column<std::int32_t>, Column<std::int32_t>, std::int32_t>(),
+           "op"_a, "slot"_a, "size"_a, "stream"_a, "thread"_a, "slot_count"_a)
+      .def("__len__", [](const PyEvents& events) { return events.events.count(); });
+
+  nb::class_<PyReplay>(m, "Replay")
+      .def(nb::init<const PyEvents&, std::string, std::string, std::string, std::optional<Bytes>,
+                    const std::string&, const std::string&>(),
+           "events"_a, "allocator"_a, "settings"_a = "", nb::kw_only(), "backend"_a,
+           "capacity"_a = nb::none(), "completion"_a = "recorded", "after_oom"_a = "stop",
+           nb::keep_alive<1, 2>())
+      .def("memory", &PyReplay::memory, "buckets"_a = 20000, "full"_a = false,
+           "blocks_at"_a = nb::none(), "verify"_a = false, "progress"_a = nb::none())
+      .def("timed", &PyReplay::timed, "state"_a = "cold", "digest"_a = true)
+      .def("throughput", &PyReplay::throughput, "state"_a = "cold", "repeat"_a = 1);
+}

@@ -1,0 +1,190 @@
+"""The replay engine: C++ behind a thin face.
+
+An allocator or backend that a name, setting or value does not fit raises `ValueError` with one
+sentence; a fault of an allocator (a double free, a damaged block) raises `RuntimeError`. Running
+out of memory is a result, never an exception.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NotRequired, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+OPS: dict[str, int]
+"""Trace events that concern an allocator → their code in the `op` column."""
+
+class AllocatorInfo(TypedDict):
+    name: str
+    summary: str
+    kind: Literal["cpu", "device"]
+    settings: dict[str, str]
+    latency_source: str
+    available: bool
+    reason: str
+
+class BackendInfo(TypedDict):
+    name: str
+    summary: str
+    available: bool
+    reason: str
+    is_model: bool
+
+class Peak(TypedDict):
+    bytes: int
+    event: int
+
+class OutOfMemory(TypedDict):
+    event: int
+    requested: int
+    allocated: int
+    reserved: int
+    active: int
+    live_requested: int
+    largest_free: int
+    device_free: int | None
+
+class Blocks(TypedDict):
+    segments: dict[str, npt.NDArray[Any]]
+    blocks: dict[str, npt.NDArray[Any]]
+
+class MemoryResult(TypedDict):
+    outcome: Literal["ok", "out_of_memory"]
+    oom: OutOfMemory | None
+    ooms: int
+    timeline: dict[str, npt.NDArray[np.int64]]
+    peaks: dict[str, Peak]
+    finals: dict[str, int]
+    driver_calls: dict[str, int]
+    counters: dict[str, int]
+    digest: str
+    blocks: Blocks | None
+    rss_growth_bytes: NotRequired[int]
+    minor_faults: NotRequired[int]
+    major_faults: NotRequired[int]
+
+class TimedResult(TypedDict):
+    ticks: npt.NDArray[np.uint32]
+    cause: npt.NDArray[np.uint8]
+    causes: list[str]
+    ns_per_tick: float
+    clock_cost_ns: float
+    digest: str | None
+    outcome: Literal["ok", "out_of_memory"]
+
+class ThroughputResult(TypedDict):
+    ns: list[float]
+    events: int
+    outcome: Literal["ok", "out_of_memory"]
+
+def allocators() -> list[AllocatorInfo]:
+    """Every allocator that is not hidden, sorted by name."""
+
+def backends() -> list[BackendInfo]:
+    """Every backend, sorted by name."""
+
+def assign_slots(
+    op: npt.NDArray[np.uint8], id: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int32], int]:
+    """Slots in an array as large as the greatest number of ids alive at once.
+
+    Args:
+        op: n codes of `OPS`.
+        id: n allocation ids.
+
+    Returns:
+        n slots, −1 for events without an id, and the number of slots.
+
+    Raises:
+        ValueError: an id is allocated twice, or freed without being live.
+    """
+
+class Events:
+    """The columns of a trace's events; keeps the arrays, copies nothing.
+
+    Args:
+        op: n codes of `OPS`.
+        slot: n slots, from `assign_slots`.
+        size: n sizes in bytes; read on allocations only.
+        stream: n stream numbers from 0; −1 (all) only on `synchronize`.
+        thread: n thread numbers.
+        slot_count: from `assign_slots`.
+
+    Raises:
+        ValueError: columns of different lengths, or a value outside its range.
+    """
+
+    def __init__(
+        self,
+        op: npt.NDArray[np.uint8],
+        slot: npt.NDArray[np.int32],
+        size: npt.NDArray[np.int64],
+        stream: npt.NDArray[np.int32],
+        thread: npt.NDArray[np.int32],
+        slot_count: int,
+    ) -> None: ...
+    def __len__(self) -> int: ...
+
+class Replay:
+    """One cell: events against an allocator on a backend; each pass makes both afresh.
+
+    Args:
+        events: what to replay.
+        allocator: a name of `allocators()`, or "null", which does nothing.
+        settings: ``key:value,key:value``.
+        backend: a name of `backends()`.
+        capacity: bytes the backend has; None for unlimited.
+        completion: "recorded", "immediate", "never" or "delay:EVENTS".
+        after_oom: "stop", or "continue", which skips later events of the failed id.
+
+    Raises:
+        ValueError: an unknown name, setting or value.
+    """
+
+    def __init__(
+        self,
+        events: Events,
+        allocator: str,
+        settings: str = "",
+        *,
+        backend: str,
+        capacity: int | None = None,
+        completion: str = "recorded",
+        after_oom: str = "stop",
+    ) -> None: ...
+    def memory(
+        self,
+        buckets: int = 20000,
+        full: bool = False,
+        blocks_at: int | None = None,
+        verify: bool = False,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> MemoryResult:
+        """The untimed pass: statistics after every event.
+
+        Args:
+            buckets: rows of the timeline; each has the minimum and maximum of every column.
+            full: one row per event instead, with more columns.
+            blocks_at: the event after which to list segments and blocks.
+            verify: fill every block with a pattern and check it when it is freed; needs real
+                memory.
+            progress: called with (events done, events).
+
+        Raises:
+            ValueError: `verify` on a backend without memory.
+            RuntimeError: a block was damaged.
+        """
+
+    def timed(self, state: str = "cold", digest: bool = True) -> TimedResult:
+        """One pass with the time-stamp counter around each call.
+
+        Args:
+            state: "cold", or "steady": after one unmeasured pass and the end of its live blocks.
+            digest: hash every decision, outside the timed part.
+
+        Returns:
+            Ticks per event, 0 for events without a call; the clock's own cost is in them.
+        """
+
+    def throughput(self, state: str = "cold", repeat: int = 1) -> ThroughputResult:
+        """Passes without a clock inside; nanoseconds of each."""

@@ -1,0 +1,109 @@
+// What an allocator is to the replayer: allocate, free, and say what it holds.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "backends/backend.h"
+#include "core/registry.h"
+#include "core/settings.h"
+#include "core/statistics.h"
+#include "core/units.h"
+
+namespace workbench {
+
+// Returned in registers. `handle` is what the allocator frees by; null where there is no block,
+// because the request was for 0 bytes (address 0) or refused (address kRefused).
+struct Allocation {
+  std::uint64_t address;
+  void* handle;
+
+  static constexpr std::uint64_t kRefused = ~std::uint64_t{0};
+  static Allocation nothing() { return {0, nullptr}; }
+  static Allocation refused() { return {kRefused, nullptr}; }
+  bool is_refused() const { return address == kRefused; }
+};
+
+// Where a block lies, in words that are the same in every process.
+struct Location {
+  std::uint64_t segment;  // serial number, in the order segments were taken
+  std::uint64_t offset;   // bytes
+};
+
+enum class BlockState : std::uint8_t { kActiveAllocated, kActivePendingFree, kInactive };
+
+// One block of the allocator's state, as `visit` reports it; segments in order of their serial
+// numbers, blocks in order of their offsets.
+struct BlockView {
+  std::uint64_t segment;
+  std::uint64_t segment_address;
+  Bytes segment_size;
+  StreamId stream;
+  std::string_view pool;
+  std::uint64_t offset;
+  Bytes size;
+  Bytes requested;
+  BlockState state;
+  const void* handle;
+};
+
+class Allocator {
+ public:
+  explicit Allocator(Backend& backend) : backend_(backend) {}
+  // Gives all cached memory back to the backend. The program's blocks must have been freed.
+  virtual ~Allocator() = default;
+  Allocator(const Allocator&) = delete;
+  Allocator& operator=(const Allocator&) = delete;
+
+  // The fast path: what the replayer calls, trusted to be right.
+  virtual Allocation allocate(Bytes size, StreamId stream, ThreadId thread) = 0;
+  virtual void free(void* handle, ThreadId thread) = 0;
+  virtual void record_stream(void*, StreamId) {}
+  virtual void empty_cache() {}
+
+  // The checked path: by address, as slow as it needs to be. Throws DoubleFreeError or
+  // ForeignPointerError and leaves the state unchanged.
+  void free_at(std::uint64_t address, ThreadId thread);
+
+  virtual Location locate(const void* handle) const = 0;
+  virtual void visit(const std::function<void(const BlockView&)>& visitor) const = 0;
+  // Bytes of the largest free block; cheap enough to ask at every event.
+  virtual Bytes largest_free() const = 0;
+
+  const Statistics& statistics() const { return statistics_; }
+  // Why the last call took as long as it did.
+  Cause cause() const { return cause_; }
+
+ protected:
+  Cause backend_cause() const {
+    return backend_.last_faulted() ? Cause::kPageFault : Cause::kDriverCall;
+  }
+
+  Backend& backend_;
+  Statistics statistics_;
+  Cause cause_ = Cause::kServedFromCache;
+};
+
+enum class AllocatorKind : std::uint8_t { kCpu, kDevice };
+
+struct AllocatorEntry {
+  std::string name;
+  std::string summary;
+  AllocatorKind kind;
+  std::function<std::unique_ptr<Allocator>(Backend&, const Settings&)> create;
+  std::vector<SettingHelp> settings = {};
+  // Left out of lists and of `all`; can be used by name.
+  bool hidden = false;
+};
+
+Registry<AllocatorEntry>& allocator_registry();
+
+// A fresh allocator; throws InputError for an unknown name or setting.
+std::unique_ptr<Allocator> make_allocator(std::string_view name, std::string_view settings,
+                                          Backend& backend);
+
+}  // namespace workbench

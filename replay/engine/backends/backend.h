@@ -1,0 +1,112 @@
+// Where memory comes from, and what a stream is. Allocators are written against this and nothing
+// below it.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "backends/stream_progress.h"
+#include "core/registry.h"
+#include "core/units.h"
+
+namespace workbench {
+
+inline constexpr Bytes kUnlimited = std::numeric_limits<Bytes>::max();
+
+struct BackendOptions {
+  Bytes capacity = kUnlimited;
+  Completion completion;
+};
+
+// How often the driver, or the system, was called.
+struct DriverCalls {
+  std::int64_t alloc = 0;
+  std::int64_t refused = 0;
+  std::int64_t free = 0;
+  std::int64_t event_record = 0;
+  std::int64_t event_wait = 0;
+};
+
+class Backend {
+ public:
+  explicit Backend(const BackendOptions& options)
+      : capacity_(options.capacity), progress_(options.completion) {}
+  virtual ~Backend() = default;
+  Backend(const Backend&) = delete;
+  Backend& operator=(const Backend&) = delete;
+
+  // Address of `size` > 0 fresh bytes; 0 when there is no room.
+  std::uint64_t allocate(Bytes size) {
+    const Bytes taken = size <= kEiB ? footprint(size) : kUnlimited;
+    const std::uint64_t address = taken <= capacity_ - used_ ? take(size) : 0;
+    if (address == 0) {
+      ++calls_.refused;
+      return 0;
+    }
+    ++calls_.alloc;
+    used_ += taken;
+    return address;
+  }
+  // Gives back what allocate(size) handed out.
+  void release(std::uint64_t address, Bytes size) {
+    ++calls_.free;
+    used_ -= footprint(size);
+    give(address, size);
+  }
+
+  // Marks the work submitted to `stream` so far.
+  CudaEvent record_event(StreamId stream) {
+    ++calls_.event_record;
+    return progress_.record(stream);
+  }
+  bool completed(const CudaEvent& event) const { return progress_.completed(event); }
+  // Blocks until the event has completed, and with it all earlier work of its stream.
+  void wait(const CudaEvent& event) {
+    ++calls_.event_wait;
+    progress_.wait(event);
+  }
+
+  // Whether memory is a device's: rounded to 512 bytes and used by streams.
+  virtual bool is_device() const = 0;
+  // Whether addresses can be read and written.
+  virtual bool has_memory() const = 0;
+  // Whether the last allocate() made the system hand out pages.
+  virtual bool last_faulted() const { return false; }
+
+  Bytes capacity() const { return capacity_; }
+  // Bytes given out, as the device counts them.
+  Bytes used() const { return used_; }
+  const DriverCalls& driver_calls() const { return calls_; }
+  // How far streams have come; the replayer moves it as the trace and --completion say.
+  StreamProgress& progress() { return progress_; }
+
+ private:
+  virtual std::uint64_t take(Bytes size) = 0;
+  virtual void give(std::uint64_t address, Bytes size) = 0;
+  // Bytes by which `used` grows for a request of `size`.
+  virtual Bytes footprint(Bytes size) const = 0;
+
+  const Bytes capacity_;
+  Bytes used_ = 0;
+  DriverCalls calls_;
+  StreamProgress progress_;
+};
+
+struct BackendEntry {
+  std::string name;
+  std::string summary;
+  bool is_model;
+  std::function<std::unique_ptr<Backend>(const BackendOptions&)> create;
+  // Why it cannot be used on this machine; empty where it can.
+  std::function<std::string()> unavailable = [] { return std::string(); };
+  bool hidden = false;
+};
+
+Registry<BackendEntry>& backend_registry();
+
+}  // namespace workbench

@@ -1,0 +1,42 @@
+// A device without memory: addresses, a capacity, and nothing behind them.
+#include "backends/backend.h"
+
+namespace workbench {
+namespace {
+
+// The device hands out memory in pages of 2 MiB. Requests below one share pages in the driver; how
+// is not modelled, they count in steps of 512 bytes.
+constexpr Bytes kPage = 2 * kMiB;
+
+class Simulated final : public Backend {
+ public:
+  using Backend::Backend;
+
+  bool is_device() const override { return true; }
+  bool has_memory() const override { return false; }
+
+ private:
+  std::uint64_t take(Bytes size) override {
+    const std::uint64_t address = next_;
+    next_ += static_cast<std::uint64_t>(footprint(size));
+    return address;
+  }
+  void give(std::uint64_t, Bytes) override {}
+
+  Bytes footprint(Bytes size) const override {
+    return round_up(size, size < kPage ? kDeviceAlignment : kPage);
+  }
+
+  // No address is used twice: 2^64 bytes last longer than any trace.
+  std::uint64_t next_ = static_cast<std::uint64_t>(kPage);
+};
+
+const bool registered = backend_registry().add({
+    .name = "simulated",
+    .summary = "a device's addresses and capacity without memory; driver calls cost nothing",
+    .is_model = true,
+    .create = [](const BackendOptions& options) { return std::make_unique<Simulated>(options); },
+});
+
+}  // namespace
+}  // namespace workbench

@@ -1,0 +1,91 @@
+// A model of streams for backends without real ones: which CUDA events have completed.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+#include <vector>
+
+#include "core/units.h"
+
+namespace workbench {
+
+// When the work on a stream completes.
+struct Completion {
+  enum class Kind : std::uint8_t {
+    kRecorded,   // where the trace says so, or the allocator waits
+    kImmediate,  // at once
+    kNever,      // only when the allocator waits
+    kDelay,      // `delay` events later, or where the program synchronizes
+  };
+  Kind kind = Kind::kRecorded;
+  std::int64_t delay = 0;
+
+  // Reads recorded, immediate, never or delay:EVENTS; throws InputError for anything else.
+  static Completion parse(std::string_view text);
+};
+
+struct CudaEvent {
+  StreamId stream;
+  std::uint64_t sequence;     // position among all CUDA events of the backend, from 1
+  std::int64_t submitted_at;  // the trace event during which it was recorded
+};
+
+class StreamProgress {
+ public:
+  explicit StreamProgress(Completion completion) : completion_(completion) {}
+
+  CudaEvent record(StreamId stream) { return {stream, ++sequence_, now_}; }
+
+  bool completed(const CudaEvent& event) const {
+    if (event.sequence <= done_everywhere_) return true;
+    const auto stream = static_cast<std::size_t>(event.stream);
+    if (stream < done_.size() && event.sequence <= done_[stream]) return true;
+    switch (completion_.kind) {
+      case Completion::Kind::kImmediate:
+        return true;
+      case Completion::Kind::kDelay:
+        return now_ - event.submitted_at >= completion_.delay;
+      default:
+        return false;
+    }
+  }
+
+  void wait(const CudaEvent& event) { complete(event.stream, event.sequence); }
+
+  // The trace says that all work submitted to `stream` so far is complete (kAllStreams: to any).
+  void synchronize(StreamId stream) {
+    if (completion_.kind == Completion::Kind::kNever) return;
+    if (stream < 0) {
+      done_everywhere_ = sequence_;
+    } else {
+      complete(stream, sequence_);
+    }
+  }
+
+  // The trace says that the work submitted to `stream` up to `sequence` is complete.
+  void complete_recorded(StreamId stream, std::uint64_t sequence) {
+    if (completion_.kind == Completion::Kind::kRecorded) complete(stream, sequence);
+  }
+
+  std::uint64_t sequence() const { return sequence_; }
+  // Whether the replayer must call set_now before every event.
+  bool counts_events() const { return completion_.kind == Completion::Kind::kDelay; }
+  void set_now(std::int64_t event) { now_ = event; }
+
+ private:
+  void complete(StreamId stream, std::uint64_t sequence) {
+    const auto index = static_cast<std::size_t>(stream);
+    if (index >= done_.size()) done_.resize(index + 1);
+    done_[index] = std::max(done_[index], sequence);
+  }
+
+  const Completion completion_;
+  std::vector<std::uint64_t> done_;  // by stream: CUDA events up to this one have completed
+  std::uint64_t done_everywhere_ = 0;
+  std::uint64_t sequence_ = 0;
+  std::int64_t now_ = 0;
+};
+
+}  // namespace workbench

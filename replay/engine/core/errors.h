@@ -1,0 +1,41 @@
+// What can go wrong, by name. Running out of memory is not here: it is a result.
+//
+//   EngineError              a fault of the program or of an allocator
+//   ├── DoubleFreeError      a block that is already free was freed
+//   ├── ForeignPointerError  an address no allocation starts at
+//   └── DamagedBlockError    a live block's bytes changed under its owner
+//   InputError               an unknown name, setting or value, or events that contradict
+//   themselves
+#pragma once
+
+#include <stdexcept>
+#include <string>
+
+namespace workbench {
+
+class EngineError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+class DoubleFreeError : public EngineError {
+ public:
+  using EngineError::EngineError;
+};
+
+class ForeignPointerError : public EngineError {
+ public:
+  using EngineError::EngineError;
+};
+
+class DamagedBlockError : public EngineError {
+ public:
+  using EngineError::EngineError;
+};
+
+class InputError : public std::invalid_argument {
+ public:
+  using std::invalid_argument::invalid_argument;
+};
+
+}  // namespace workbench

@@ -1,0 +1,77 @@
+#include "core/settings.h"
+
+#include <algorithm>
+#include <charconv>
+
+#include "core/errors.h"
+
+namespace workbench {
+namespace {
+
+std::string known_keys(const std::vector<SettingHelp>& known) {
+  if (known.empty()) return "it takes no settings";
+  std::string text = "its settings are ";
+  for (const SettingHelp& setting : known) {
+    if (&setting != &known.front()) text += ", ";
+    text += setting.key;
+  }
+  return text;
+}
+
+}  // namespace
+
+Settings::Settings(std::string_view text, std::string_view allocator,
+                   const std::vector<SettingHelp>& known)
+    : allocator_(allocator) {
+  std::string rest(text);
+  std::erase(rest, ' ');
+  std::size_t start = 0;
+  while (start < rest.size()) {
+    std::size_t end = start;
+    for (int depth = 0; end < rest.size() && (rest[end] != ',' || depth > 0); ++end) {
+      if (rest[end] == '[') ++depth;
+      if (rest[end] == ']') --depth;
+    }
+    const std::string part = rest.substr(start, end - start);
+    start = end + 1;
+    const std::size_t colon = part.find(':');
+    if (colon == std::string::npos || colon == 0) {
+      throw InputError("setting '" + part + "' of " + allocator_ +
+                       " has no colon; write key:value,key:value");
+    }
+    Entry entry{part.substr(0, colon), part.substr(colon + 1)};
+    if (std::none_of(known.begin(), known.end(),
+                     [&](const SettingHelp& setting) { return setting.key == entry.key; })) {
+      throw InputError("unknown setting '" + entry.key + "' of " + allocator_ + "; " +
+                       known_keys(known));
+    }
+    if (find(entry.key)) {
+      throw InputError("setting '" + entry.key + "' of " + allocator_ +
+                       " is given twice; give it once");
+    }
+    entries_.push_back(std::move(entry));
+  }
+}
+
+std::optional<std::string_view> Settings::find(std::string_view key) const {
+  for (const Entry& entry : entries_) {
+    if (entry.key == key) return entry.value;
+  }
+  return std::nullopt;
+}
+
+std::optional<std::int64_t> Settings::whole_number(std::string_view key,
+                                                   std::int64_t lowest) const {
+  const std::optional<std::string_view> text = find(key);
+  if (!text) return std::nullopt;
+  std::int64_t value = 0;
+  const auto [end, error] = std::from_chars(text->data(), text->data() + text->size(), value);
+  if (error != std::errc() || end != text->data() + text->size() || value < lowest) {
+    throw InputError("setting '" + std::string(key) + "' of " + allocator_ + " is '" +
+                     std::string(*text) + "'; give a whole number of at least " +
+                     std::to_string(lowest));
+  }
+  return value;
+}
+
+}  // namespace workbench

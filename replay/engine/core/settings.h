@@ -1,0 +1,37 @@
+// Settings in the syntax of PYTORCH_ALLOC_CONF: key:value,key:value.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace workbench {
+
+struct SettingHelp {
+  std::string key;
+  std::string help;
+};
+
+class Settings {
+ public:
+  // Spaces are ignored, a trailing comma is fine; a comma inside [ ] belongs to the value.
+  // Throws InputError for text without a colon, a key given twice, or a key not in `known`.
+  Settings(std::string_view text, std::string_view allocator,
+           const std::vector<SettingHelp>& known);
+
+  std::optional<std::string_view> find(std::string_view key) const;
+  // Throws InputError unless the value is a whole number of at least `lowest`.
+  std::optional<std::int64_t> whole_number(std::string_view key, std::int64_t lowest) const;
+
+ private:
+  struct Entry {
+    std::string key;
+    std::string value;
+  };
+  std::string allocator_;
+  std::vector<Entry> entries_;
+};
+
+}  // namespace workbench

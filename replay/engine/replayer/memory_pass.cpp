@@ -1,0 +1,168 @@
+// The untimed pass: statistics at every event, peaks, blocks, and the digest.
+#include <algorithm>
+#include <unordered_map>
+#include <utility>
+
+#include "backends/process_memory.h"
+#include "core/errors.h"
+#include "replayer/fill_pattern.h"
+#include "replayer/replay.h"
+#include "replayer/run.h"
+
+namespace workbench {
+namespace {
+
+constexpr std::size_t kChunk = 1 << 16;
+
+class MemoryObserver {
+ public:
+  MemoryObserver(const Events& events, const MemoryOptions& options, Run& run, MemoryResult& result)
+      : events_(events),
+        options_(options),
+        run_(run),
+        result_(result),
+        digest_(run),
+        sizes_(static_cast<std::size_t>(events.slot_count)) {
+    result_.peak_events.fill(-1);
+    if (options_.full) result_.rows.reserve(events_.count());
+    buckets_ =
+        std::clamp<std::size_t>(options_.buckets, 1, std::max<std::size_t>(events_.count(), 1));
+    result_.timeline.reserve(buckets_);
+  }
+
+  template <class Call>
+  void call(std::size_t, Call&& make) {
+    make();
+    digest_.called();
+  }
+
+  void allocated(std::size_t event, const Allocation& allocation) {
+    digest_.allocated(allocation);
+    live_requested_ += events_.size[event];
+    sizes_[slot(event)] = events_.size[event];
+    if (options_.verify) pattern_.fill(allocation, events_.size[event], event);
+    if (options_.blocks_at) alloc_events_[allocation.handle] = static_cast<std::int64_t>(event);
+  }
+
+  void freeing(std::size_t event, const void* handle) {
+    if (options_.verify) pattern_.check(handle);
+    live_requested_ -= sizes_[slot(event)];
+  }
+
+  void refused(std::size_t event) {
+    oom_ = true;
+    ++result_.ooms;
+    if (result_.oom) return;
+    const Statistics& now = run_.allocator().statistics();
+    const Backend& backend = run_.backend();
+    const bool limited = backend.capacity() != kUnlimited;
+    result_.oom = OutOfMemory{
+        .event = event,
+        .requested = events_.size[event],
+        .allocated = now.allocated,
+        .reserved = now.reserved,
+        .active = now.active,
+        .live_requested = live_requested_,
+        .largest_free = run_.allocator().largest_free(),
+        .device_free = limited ? backend.capacity() - backend.used() : kUnlimited,
+    };
+  }
+
+  void after(std::size_t event) {
+    const Statistics& now = run_.allocator().statistics();
+    const Sample sample = {{now.requested, live_requested_, now.allocated, now.active, now.reserved,
+                            now.n_segment, run_.allocator().largest_free()}};
+    const auto number = static_cast<std::int64_t>(event);
+    for (std::size_t column = 0; column < Sample::kPeakColumns; ++column) {
+      if (sample.values[column] > result_.peaks[column]) {
+        result_.peaks[column] = sample.values[column];
+        result_.peak_events[column] = number;
+      }
+    }
+    if (options_.full) {
+      result_.rows.push_back({sample, now, run_.backend().used(), oom_});
+    } else {
+      add_to_bucket(number, sample);
+    }
+    result_.finals = sample;
+    oom_ = false;
+    if (options_.blocks_at == event) result_.blocks = blocks();
+  }
+
+  // After the last event: what the program left must be whole too.
+  void finish() {
+    pattern_.check_all();
+    result_.digest = digest_.hex();
+  }
+
+ private:
+  std::size_t slot(std::size_t event) const {
+    return static_cast<std::size_t>(events_.slot[event]);
+  }
+
+  void add_to_bucket(std::int64_t event, const Sample& sample) {
+    if (event >= bucket_end_) {
+      // Bucket b of B holds the events from ceil(b·n/B) on; each holds at least one.
+      const std::size_t next = result_.timeline.size() + 1;
+      bucket_end_ = static_cast<std::int64_t>((next * events_.count() + buckets_ - 1) / buckets_);
+      result_.timeline.push_back({event, event, sample, sample});
+      return;
+    }
+    Bucket& bucket = result_.timeline.back();
+    bucket.last_event = event;
+    for (std::size_t column = 0; column < sample.values.size(); ++column) {
+      std::int64_t& lowest = bucket.lowest.values[column];
+      std::int64_t& highest = bucket.highest.values[column];
+      lowest = std::min(lowest, sample.values[column]);
+      highest = std::max(highest, sample.values[column]);
+    }
+  }
+
+  std::vector<BlockRow> blocks() const {
+    std::vector<BlockRow> rows;
+    run_.allocator().visit([&](const BlockView& view) {
+      const auto found = alloc_events_.find(view.handle);
+      const bool known = view.state != BlockState::kInactive && found != alloc_events_.end();
+      rows.push_back({view, known ? found->second : -1});
+    });
+    return rows;
+  }
+
+  const Events& events_;
+  const MemoryOptions& options_;
+  Run& run_;
+  MemoryResult& result_;
+  DecisionDigest digest_;
+  FillPattern pattern_;
+  std::vector<Bytes> sizes_;  // by slot
+  std::unordered_map<const void*, std::int64_t> alloc_events_;
+  Bytes live_requested_ = 0;
+  std::size_t buckets_;
+  std::int64_t bucket_end_ = 0;
+  bool oom_ = false;
+};
+
+}  // namespace
+
+MemoryResult Replay::memory(const MemoryOptions& options, const Checkpoint& checkpoint) const {
+  if (options.verify && !backend_has_memory_) {
+    throw InputError("blocks on backend " + options_.backend +
+                     " have no bytes to verify; use the host backend");
+  }
+  MemoryResult result;
+  Run run(events_, completed_streams_, options_);
+  MemoryObserver observer(events_, options, run, result);
+  const ResidentGrowth growth;
+  const PageFaults before = page_faults();
+  run.walk(observer, kChunk, checkpoint);
+  const PageFaults after = page_faults();
+  result.rss_growth = growth.peak();
+  result.minor_faults = after.minor - before.minor;
+  result.major_faults = after.major - before.major;
+  result.statistics = run.allocator().statistics();
+  result.driver_calls = run.backend().driver_calls();
+  observer.finish();
+  return result;
+}
+
+}  // namespace workbench

@@ -1,0 +1,139 @@
+// One cell of a measurement: a trace's events against an allocator on a backend.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "allocators/allocator.h"
+#include "backends/backend.h"
+#include "core/events.h"
+#include "core/statistics.h"
+
+namespace workbench {
+
+struct CellOptions {
+  std::string allocator;
+  std::string settings;
+  std::string backend;
+  BackendOptions backend_options;
+  // Go on after running out of memory; later events of the failed id are skipped.
+  bool continue_after_oom = false;
+};
+
+struct OutOfMemory {
+  std::size_t event;
+  Bytes requested;
+  Bytes allocated;
+  Bytes reserved;
+  Bytes active;
+  Bytes live_requested;
+  Bytes largest_free;
+  Bytes device_free;  // kUnlimited where the backend has no capacity
+};
+
+// The state after an event, as one row of the timeline.
+struct Sample {
+  enum Column {
+    kRequested,
+    kLiveRequested,
+    kAllocated,
+    kActive,
+    kReserved,
+    kSegments,
+    kLargestFree
+  };
+  static constexpr std::array<const char*, 7> kNames = {
+      "requested", "live_requested", "allocated", "active", "reserved", "segments", "largest_free"};
+  // The columns whose peaks and finals are reported: those in bytes that sum over blocks.
+  static constexpr std::size_t kPeakColumns = kReserved + 1;
+
+  std::array<std::int64_t, kNames.size()> values{};
+};
+
+struct Bucket {
+  std::int64_t first_event;
+  std::int64_t last_event;
+  Sample lowest;
+  Sample highest;
+};
+
+// What `full` adds to the sample, under the names of the golden tables.
+struct FullRow {
+  Sample sample;
+  Statistics statistics;
+  Bytes device_used;
+  bool oom;
+};
+
+struct BlockRow {
+  BlockView view;
+  std::int64_t alloc_event;  // the event that allocated it; −1 where it is free
+};
+
+struct MemoryOptions {
+  std::size_t buckets = 20000;
+  bool full = false;
+  std::optional<std::size_t> blocks_at;
+  // Fill every block with a pattern at allocation and check it at free; needs real memory.
+  bool verify = false;
+};
+
+struct MemoryResult {
+  std::optional<OutOfMemory> oom;  // the first
+  std::int64_t ooms = 0;
+  std::vector<Bucket> timeline;
+  std::vector<FullRow> rows;
+  std::array<std::int64_t, Sample::kPeakColumns> peaks{};
+  std::array<std::int64_t, Sample::kPeakColumns> peak_events{};
+  Sample finals;
+  Statistics statistics;
+  DriverCalls driver_calls;
+  std::string digest;
+  std::optional<std::vector<BlockRow>> blocks;
+  Bytes rss_growth = 0;
+  std::int64_t minor_faults = 0;
+  std::int64_t major_faults = 0;
+};
+
+// Cold: a fresh allocator. Steady: after one unmeasured pass and the end of the program's blocks.
+enum class State : std::uint8_t { kCold, kSteady };
+
+struct TimedResult {
+  std::vector<std::uint32_t> ticks;  // 0 for an event without a call
+  std::vector<std::uint8_t> causes;
+  std::string digest;  // empty where none was asked for
+  bool out_of_memory = false;
+};
+
+struct ThroughputResult {
+  std::vector<double> nanoseconds;  // of each whole pass
+  bool out_of_memory = false;
+};
+
+// Called now and then with the number of events done; may throw to end the pass.
+using Checkpoint = std::function<void(std::size_t done)>;
+
+class Replay {
+ public:
+  // Throws InputError for an unknown name or setting, and for events that contradict themselves.
+  Replay(const Events& events, CellOptions options);
+
+  MemoryResult memory(const MemoryOptions& options, const Checkpoint& checkpoint) const;
+  TimedResult timed(State state, bool digest, const Checkpoint& checkpoint) const;
+  ThroughputResult throughput(State state, std::size_t repeat, const Checkpoint& checkpoint) const;
+
+  const Events& events() const { return events_; }
+  bool backend_has_memory() const { return backend_has_memory_; }
+
+ private:
+  const Events events_;
+  const CellOptions options_;
+  const CompletedStreams completed_streams_;
+  bool backend_has_memory_ = false;
+};
+
+}  // namespace workbench
