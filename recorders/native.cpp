@@ -1,3 +1,245 @@
+// Python's face of the converter, the checker and the summary; nothing else here knows nanobind.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/filesystem.h>
+#include <nanobind/stl/string.h>
 
-NB_MODULE(_native, m) { m.doc() = "Spool conversion and trace checks."; }
+#include <cstring>
+#include <filesystem>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "clock.h"
+#include "spool_converter.h"
+#include "trace_checker.h"
+#include "trace_summary.h"
+
+namespace nb = nanobind;
+using nb::literals::operator""_a;
+
+namespace workbench {
+namespace {
+
+template <typename T>
+using Column = nb::ndarray<const T, nb::numpy, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+// Hands the vector's memory to numpy without a copy.
+template <typename T>
+nb::object ToNumpy(std::vector<T>&& values) {
+  auto* owned = new std::vector<T>(std::move(values));
+  nb::capsule owner(owned,
+                    [](void* memory) noexcept { delete static_cast<std::vector<T>*>(memory); });
+  return nb::cast(nb::ndarray<nb::numpy, T, nb::ndim<1>>(owned->data(), {owned->size()}, owner));
+}
+
+nb::list ToList(const PowerBuckets& buckets) {
+  nb::list list;
+  for (const std::uint64_t count : buckets) list.append(count);
+  return list;
+}
+
+template <typename T>
+const T* Pointer(const Column<T>& column, std::size_t rows) {
+  if (column.shape(0) != rows) throw std::invalid_argument("columns differ in length");
+  return column.data();
+}
+
+TraceBatch BatchOf(const Column<std::int64_t>& time_ns, const Column<std::uint8_t>& op,
+                   const Column<std::int64_t>& id, const Column<std::int64_t>& size,
+                   const Column<std::int32_t>& device) {
+  const std::size_t rows = time_ns.shape(0);
+  return {rows,
+          time_ns.data(),
+          Pointer(op, rows),
+          Pointer(id, rows),
+          Pointer(size, rows),
+          Pointer(device, rows)};
+}
+
+// The control page as a dictionary; ValueError says what is wrong with it.
+nb::dict ParseControl(nb::bytes bytes) {
+  spool::ControlPage page{};
+  if (bytes.size() < sizeof page) throw std::invalid_argument("the control page is cut short");
+  std::memcpy(&page, bytes.c_str(), sizeof page);
+  if (std::memcmp(page.magic, spool::kMagic, sizeof spool::kMagic) != 0) {
+    throw std::invalid_argument("the control page does not begin as one");
+  }
+  if (page.version != spool::kVersion) {
+    throw std::invalid_argument("the spool has version " + std::to_string(page.version) +
+                                ", this workbench reads version " +
+                                std::to_string(spool::kVersion));
+  }
+  nb::dict control;
+  control["process_id"] = page.process_id;
+  control["clock_in_nanoseconds"] = page.clock_kind == spool::ClockKind::kNanoseconds;
+  control["stop_reason"] = static_cast<std::uint32_t>(page.stop_reason);
+  control["first"] = nb::make_tuple(page.first.ticks, page.first.nanoseconds);
+  control["last"] = nb::make_tuple(page.last.ticks, page.last.nanoseconds);
+  control["ended"] = page.ended != 0;
+  control["lost_events"] = page.lost_events;
+  control["zero_byte_allocs"] = page.zero_byte_allocs;
+  control["forked_children"] = page.forked_children;
+  control["steps_seen"] = page.steps_seen != 0;
+  return control;
+}
+
+nb::dict NextRows(SpoolConverter& converter, std::size_t count) {
+  RowColumns rows;
+  {
+    nb::gil_scoped_release released;
+    rows = converter.NextRows(count);
+  }
+  nb::dict columns;
+  columns["time_ns"] = ToNumpy(std::move(rows.time_ns));
+  columns["event"] = ToNumpy(std::move(rows.event));
+  columns["id"] = ToNumpy(std::move(rows.id));
+  columns["size"] = ToNumpy(std::move(rows.size));
+  columns["thread"] = ToNumpy(std::move(rows.thread));
+  columns["step"] = ToNumpy(std::move(rows.step));
+  columns["phase"] = ToNumpy(std::move(rows.phase));
+  columns["scope"] = ToNumpy(std::move(rows.scope));
+  columns["stack"] = ToNumpy(std::move(rows.stack));
+  columns["label"] = ToNumpy(std::move(rows.label));
+  return columns;
+}
+
+nb::dict Counts(const SpoolConverter& converter) {
+  const SpoolMerge& merge = converter.merge();
+  nb::dict counts;
+  counts["total_records"] = merge.total_records();
+  counts["records_read"] = merge.records_read();
+  counts["unreadable_records"] = merge.losses().unreadable_records;
+  counts["broken_segments"] = merge.losses().broken_segments;
+  counts["missing_segments"] = merge.losses().missing_segments;
+  counts["unmatched_frees"] = converter.unmatched_frees();
+  counts["reused_addresses"] = converter.reused_addresses();
+  return counts;
+}
+
+nb::list DeviceDicts(const TraceSummary& summary) {
+  nb::list devices;
+  for (const DeviceSummary& device : summary.devices()) {
+    nb::dict entry;
+    entry["allocs"] = device.allocs;
+    entry["frees"] = device.frees;
+    entry["allocated_bytes"] = device.allocated_bytes;
+    entry["live_bytes"] = device.live_bytes;
+    entry["live_blocks"] = device.live_blocks;
+    entry["peak_bytes"] = device.peak_bytes;
+    entry["peak_blocks"] = device.peak_blocks;
+    entry["peak_row"] = device.peak_row;
+    entry["peak_time_ns"] = device.peak_time_ns;
+    entry["peak_step"] = device.peak_step;
+    entry["peak_phase"] = device.peak_phase;
+    devices.append(entry);
+  }
+  return devices;
+}
+
+// (device, is a scope, code, bytes and blocks live at the device's peak) of each group.
+nb::list GroupsAtPeak(const TraceSummary& summary) {
+  nb::list groups;
+  for (const Group& group : summary.groups()) {
+    const auto& device = summary.devices()[static_cast<std::size_t>(group.device)];
+    const bool changed = group.epoch == device.peak_epoch;
+    groups.append(nb::make_tuple(group.device, group.is_scope, group.code,
+                                 group.live_bytes - (changed ? group.bytes_since_peak : 0),
+                                 group.live_blocks - (changed ? group.blocks_since_peak : 0)));
+  }
+  return groups;
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.doc() = "Spool conversion, trace checks and trace summaries.";
+
+  m.def(
+      "read_clock",
+      [] {
+        const spool::ClockPair now = ReadClock();
+        return nb::make_tuple(now.ticks, now.nanoseconds);
+      },
+      nb::sig("def read_clock() -> tuple[int, int]"),
+      "Processor ticks and CLOCK_MONOTONIC nanoseconds at one moment.");
+  m.def("parse_control", &ParseControl, "page"_a,
+        "The fields of a spool's control page; ValueError says what is wrong with it.");
+
+  nb::class_<SpoolConverter>(m, "SpoolConverter",
+                             "Rows of a trace from one process's spool folder.")
+      .def(
+          "__init__",
+          [](SpoolConverter* self, const std::filesystem::path& folder, std::uint64_t first_ticks,
+             double nanoseconds_per_tick, bool steps_seen) {
+            new (self) SpoolConverter(folder, {first_ticks, nanoseconds_per_tick}, steps_seen);
+          },
+          "folder"_a, "first_ticks"_a, "nanoseconds_per_tick"_a, "steps_seen"_a)
+      .def("next_rows", &NextRows, "count"_a,
+           "Columns of about `count` further rows, fewer at the end, as numpy arrays.")
+      .def("counts", &Counts, "Records read so far, and what could not be used.")
+      .def(
+          "scopes",
+          [](const SpoolConverter& self) {
+            return ToNumpy(std::vector<std::uint32_t>(self.scopes()));
+          },
+          "Scope numbers as the hook wrote them, in order of first use.")
+      .def(
+          "threads",
+          [](const SpoolConverter& self) {
+            nb::dict threads;
+            for (const auto& [number, id] : self.merge().threads()) threads[nb::cast(number)] = id;
+            return threads;
+          },
+          "Thread number → the operating system's thread id.");
+
+  nb::class_<TraceChecker>(m, "TraceChecker", "Enforces the rules on the order of rows.")
+      .def(nb::init<>())
+      .def(
+          "check",
+          [](TraceChecker& self, const Column<std::int64_t>& time_ns,
+             const Column<std::uint8_t>& op, const Column<std::int64_t>& id,
+             const Column<std::int64_t>& size, const Column<std::int32_t>& device) -> nb::object {
+            const TraceBatch batch = BatchOf(time_ns, op, id, size, device);
+            std::optional<Violation> broken;
+            {
+              nb::gil_scoped_release released;
+              broken = self.Check(batch);
+            }
+            if (!broken) return nb::none();
+            return nb::make_tuple(static_cast<int>(broken->rule), broken->row, broken->value,
+                                  broken->expected);
+          },
+          "time_ns"_a, "op"_a, "id"_a, "size"_a, "device"_a,
+          "None, or (rule, row in the batch, value found, value expected) of the first bad row.");
+
+  nb::class_<TraceSummary>(m, "TraceSummary", "What a checked trace holds.")
+      .def(nb::init<>())
+      .def(
+          "add",
+          [](TraceSummary& self, const Column<std::int64_t>& time_ns,
+             const Column<std::uint8_t>& op, const Column<std::int64_t>& id,
+             const Column<std::int64_t>& size, const Column<std::int32_t>& device,
+             const Column<std::int32_t>& step, const Column<std::int32_t>& phase,
+             const Column<std::int32_t>& scope) {
+            const TraceBatch batch = BatchOf(time_ns, op, id, size, device);
+            const std::int32_t* steps = Pointer(step, batch.rows);
+            const std::int32_t* phases = Pointer(phase, batch.rows);
+            const std::int32_t* scopes = Pointer(scope, batch.rows);
+            nb::gil_scoped_release released;
+            self.Add(batch, steps, phases, scopes);
+          },
+          "time_ns"_a, "op"_a, "id"_a, "size"_a, "device"_a, "step"_a, "phase"_a, "scope"_a)
+      .def("devices", &DeviceDicts, "Live bytes and their peak, for each device code.")
+      .def("groups_at_peak", &GroupsAtPeak,
+           "(device, is a scope, code, bytes, blocks) live at the device's peak.")
+      .def("size_counts", [](const TraceSummary& self) { return ToList(self.size_counts()); })
+      .def("size_bytes", [](const TraceSummary& self) { return ToList(self.size_bytes()); })
+      .def("lifetimes_in_events",
+           [](const TraceSummary& self) { return ToList(self.lifetimes_in_events()); })
+      .def("lifetimes_in_ns",
+           [](const TraceSummary& self) { return ToList(self.lifetimes_in_ns()); });
+}
+
+}  // namespace workbench
