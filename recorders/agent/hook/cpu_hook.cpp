@@ -1,0 +1,159 @@
+// The CPU allocator that records: forwards to the one that was there, and writes a record for each
+// allocation and each free. Built against the installed torch, loaded once, never unloaded.
+
+#include <c10/core/Allocator.h>
+#include <c10/core/CPUAllocator.h>
+#include <errno.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "spool_writer.h"
+
+#define WORKBENCH_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace workbench {
+namespace {
+
+using spool::Kind;
+
+constexpr std::uint8_t kPriority = 0xff;  // PyTorch keeps an allocator of a higher one
+
+c10::Allocator* original = nullptr;
+c10::DeleterFnPtr original_deleter = nullptr;  // null: each pointer brings its own
+std::uint32_t (*find_stack)() = nullptr;
+
+std::uint64_t as_number(const void* data) { return reinterpret_cast<std::uintptr_t>(data); }
+
+inline void record_alloc(const void* data, std::size_t bytes) {
+  if (__builtin_expect(!spool::have_room(), 0)) {
+    if (!spool::recording() || !spool::make_room()) return;
+  }
+  const std::uint32_t stack = __builtin_expect(find_stack != nullptr, 0) ? find_stack() : 0;
+  spool::put(Kind::kAlloc, spool::stamp_after_acquire(), as_number(data), bytes, stack);
+}
+
+inline void record_free(const void* data) {
+  if (__builtin_expect(!spool::have_room(), 0)) {
+    if (!spool::recording() || !spool::make_room()) return;
+  }
+  spool::put(Kind::kFree, spool::stamp_before_release(), as_number(data), 0, 0);
+}
+
+void record_and_free(void* data) {
+  record_free(data);
+  original_deleter(data);
+}
+
+// For an original allocator whose pointers bring their own deleter and context.
+struct Wrapped {
+  void* data;
+  void* context;
+  c10::DeleterFnPtr deleter;
+};
+
+void record_and_free_wrapped(void* context) {
+  auto* const wrapped = static_cast<Wrapped*>(context);
+  record_free(wrapped->data);
+  wrapped->deleter(wrapped->context);
+  delete wrapped;
+}
+
+class RecordingAllocator final : public c10::Allocator {
+ public:
+  c10::DataPtr allocate(std::size_t bytes) override {
+    c10::DataPtr memory = original->allocate(bytes);
+    if (memory.get() == nullptr) {
+      if (spool::recording()) std::atomic_ref(spool::control->zero_byte_allocs).fetch_add(1);
+      return memory;
+    }
+    record_alloc(memory.get(), bytes);
+    if (!memory.compare_exchange_deleter(original_deleter, &record_and_free)) {
+      return wrap(std::move(memory));
+    }
+    return memory;
+  }
+
+  c10::DeleterFnPtr raw_deleter() const override {
+    return original_deleter == nullptr ? nullptr : &record_and_free;
+  }
+
+  void copy_data(void* to, const void* from, std::size_t bytes) const override {
+    original->copy_data(to, from, bytes);
+  }
+
+ private:
+  static c10::DataPtr wrap(c10::DataPtr memory) {
+    void* const data = memory.get();
+    const c10::Device device = memory.device();
+    auto owned = memory.move_context();
+    auto* const wrapped = new Wrapped{data, owned.get(), owned.get_deleter()};
+    (void)owned.release();
+    return {data, wrapped, &record_and_free_wrapped, device};
+  }
+};
+
+// Never destroyed: tensors in static objects are freed after every destructor of ours.
+RecordingAllocator& hook() {
+  static auto* const allocator = new RecordingAllocator;
+  return *allocator;
+}
+
+}  // namespace
+}  // namespace workbench
+
+using namespace workbench;  // NOLINT: the functions below are the library's whole face
+
+// Starts recording into `folder`. Returns 0, an errno, or -1 when PyTorch kept another allocator.
+WORKBENCH_EXPORT int wb_start(const char* folder, std::uint64_t limit_bytes,
+                              std::uint64_t keep_free_bytes) {
+  c10::Allocator* const current = c10::GetCPUAllocator();
+  if (current != &hook()) {
+    original = current;
+    original_deleter = current->raw_deleter();
+  }
+  const int error = spool::start_session({folder, limit_bytes, keep_free_bytes});
+  if (error != 0) return error;
+  c10::SetCPUAllocator(&hook(), kPriority);
+  return c10::GetCPUAllocator() == &hook() ? 0 : -1;
+}
+
+// Ends the recording. Memory it handed out is still freed through the hook, which then forwards.
+WORKBENCH_EXPORT void wb_stop() {
+  if (c10::GetCPUAllocator() == &hook()) c10::SetCPUAllocator(original, kPriority);
+  spool::end_session();
+}
+
+// Takes the hook out and puts it back, to compare steps with and without it.
+WORKBENCH_EXPORT void wb_pause() {
+  if (c10::GetCPUAllocator() == &hook()) c10::SetCPUAllocator(original, kPriority);
+  spool::pause_session();
+}
+
+WORKBENCH_EXPORT void wb_resume() {
+  spool::resume_session();
+  c10::SetCPUAllocator(&hook(), kPriority);
+}
+
+// What the whole process does from here on, and at which step.
+WORKBENCH_EXPORT void wb_context(std::uint32_t phase, std::uint64_t step) {
+  if (!spool::recording()) return;
+  if (!spool::have_room() && !spool::make_room()) return;
+  spool::put(Kind::kContext, spool::stamp_after_acquire(), phase, step, 0);
+}
+
+WORKBENCH_EXPORT void wb_step_seen() {
+  if (spool::control != nullptr) spool::control->steps_seen = 1;
+}
+
+WORKBENCH_EXPORT std::uint32_t wb_define_name(const char* kind, const char* text) {
+  return spool::define_name(kind, text);
+}
+
+// For the parts that know operators, modules and Python stacks.
+WORKBENCH_EXPORT std::uint32_t* wb_thread_scope() { return &spool::cursor.scope; }
+WORKBENCH_EXPORT std::uint64_t wb_session() {
+  return spool::active_session.load(std::memory_order_relaxed);
+}
+WORKBENCH_EXPORT void wb_set_stack_finder(std::uint32_t (*finder)()) { find_stack = finder; }
+WORKBENCH_EXPORT int wb_is_recording() { return spool::recording() ? 1 : 0; }

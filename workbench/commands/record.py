@@ -1,0 +1,81 @@
+"""``wb record``: run a program and record its allocations."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# Options end at the script's name: what follows is the program's.
+CONTEXT_SETTINGS = {"allow_interspersed_args": False, "ignore_unknown_options": False}
+
+
+def command(
+    program: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="SCRIPT [ARGS]…", help="The program and its arguments."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The trace; by default SCRIPT.parquet here."),
+    ] = None,
+    module: Annotated[
+        bool, typer.Option("-m", help="SCRIPT is a module, as in [bold]python -m[/bold].")
+    ] = False,
+    execute: Annotated[
+        bool, typer.Option("--exec", help="SCRIPT is any command, such as torchrun or a shell.")
+    ] = False,
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(help="Say what asked for memory: op, module. May be repeated."),
+    ] = None,
+    stacks: Annotated[bool, typer.Option(help="Record Python stacks: slower.")] = False,
+    children: Annotated[bool, typer.Option(help="Record forked children, too.")] = False,
+    force: Annotated[bool, typer.Option(help="Replace an existing trace.")] = False,
+    spool: Annotated[
+        Path | None, typer.Option(help="Folder for the spool; by default beside the trace.")
+    ] = None,
+    spool_limit: Annotated[
+        str | None,
+        typer.Option(help="Stop recording at this size of spool; by default half the free disk."),
+    ] = None,
+) -> None:
+    """Run a program and record every allocation of CPU tensors it makes.
+
+    The program runs as it would without: its output, signals and exit code are its own.
+
+    [bold]Examples[/bold]
+
+        wb record train.py --epochs 1
+
+        wb record -o run.parquet --scope op -m package.train --lr 3e-4
+
+        wb record -o run.parquet --exec torchrun --nproc-per-node 2 train.py
+    """
+    from workbench.common.errors import UsageError
+    from workbench.common.units import parse_size
+    from workbench.recorders import recording
+
+    if not program:
+        raise UsageError("no program to record; write for example `wb record train.py`")
+    if module and execute:
+        raise UsageError("-m and --exec exclude each other; keep one of them")
+    name = program[0]
+    if not module and not execute and not Path(name).exists():
+        raise UsageError(f"the script {name} does not exist; check the name, or see --exec and -m")
+    options = recording.RecordOptions(
+        output=output or Path(f"{Path(name).stem if not module else name}.parquet"),
+        scopes=recording.check_scopes(scope or []),
+        stacks=stacks,
+        children=children,
+        force=force,
+        spool=spool,
+        spool_limit=parse_size(spool_limit, "--spool-limit") if spool_limit else None,
+    )
+    if execute:
+        run = program
+    else:
+        run = [sys.executable, *(["-m"] if module else []), *program]
+    sys.exit(recording.record(run, options, prebuild=not execute))

@@ -1,0 +1,215 @@
+"""Compiles small native parts against the installed torch with one plain compiler call.
+
+A part is a shared library with C functions, loaded with ctypes and never unloaded. It is built at
+first use and kept in the user's cache by everything that could make it another library: torch's
+version, the sources, the flags, the C++ library's ABI.
+
+The recorder loads this file under a private name inside programs that know nothing of `workbench`:
+it uses the standard library only, and nothing else of ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.util
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class TorchBuildError(Exception):
+    """A native part cannot be built; the message is one sentence with the remedy."""
+
+
+@dataclass(frozen=True)
+class TorchInstall:
+    """An installed torch, as found on disk (torch itself is not imported)."""
+
+    folder: Path
+    version: str
+    cxx11_abi: bool
+
+
+def find_torch(folder: Path | None = None) -> TorchInstall:
+    """The torch in `folder`, or the one that `import torch` would take in this interpreter.
+
+    Raises:
+        TorchBuildError: no torch, or one without the headers that wheels bring.
+    """
+    if folder is None:
+        spec = importlib.util.find_spec("torch")
+        if spec is None or spec.origin is None:
+            raise TorchBuildError(
+                f"torch is not installed for {sys.executable}; install it with "
+                "`pip install 'allocator-workbench[record]'`"
+            )
+        folder = Path(spec.origin).parent
+    library = folder / "lib" / "libc10.so"
+    if not (folder / "include" / "c10" / "core" / "Allocator.h").is_file():
+        raise TorchBuildError(
+            f"the torch in {folder} has no C++ headers (include/c10 is missing); "
+            "install torch from its wheel: `pip install --force-reinstall torch`"
+        )
+    if not library.is_file():
+        raise TorchBuildError(
+            f"the torch in {folder} has no lib/libc10.so to link with; "
+            "the recorder needs torch's Linux wheel: `pip install --force-reinstall torch`"
+        )
+    text = (folder / "version.py").read_text(encoding="utf-8")
+    found = dict(re.findall(r"^(__version__|git_version)\b.*?=\s*['\"](.*?)['\"]", text, re.M))
+    version = f"{found.get('__version__', 'unknown')}-{found.get('git_version', '')[:12]}"
+    # Names of functions that take a std::string carry the ABI of the C++ library in them.
+    return TorchInstall(folder, version, b"__cxx11" in library.read_bytes())
+
+
+def find_compiler() -> list[str]:
+    """The C++ compiler's command: ``$CXX`` (which may hold arguments), else the system's.
+
+    Raises:
+        TorchBuildError: there is none.
+    """
+    wanted = os.environ.get("CXX")
+    if wanted:
+        command = shlex.split(wanted)
+        if command and shutil.which(command[0]):
+            return command
+        raise TorchBuildError(
+            f"the C++ compiler named by CXX={wanted!r} was not found; "
+            "correct the variable or unset it"
+        )
+    for name in ("c++", "g++", "clang++"):
+        if shutil.which(name):
+            return [name]
+    raise TorchBuildError(
+        "no C++ compiler was found (looked for $CXX, c++, g++ and clang++); "
+        "install one, for example with `apt install g++`"
+    )
+
+
+def build(
+    name: str,
+    sources: Sequence[Path],
+    *,
+    headers: Sequence[Path] = (),
+    libraries: Sequence[str] = ("c10",),
+    uses_python: bool = False,
+    torch: TorchInstall | None = None,
+) -> Path:
+    """Path of the shared library made of `sources`; compiled unless the cache has it.
+
+    Args:
+        name: the library's name, without ``lib`` and ``.so``.
+        sources: C++ files; their folders may hold headers they include.
+        headers: our own headers that `sources` include: a change in one means a new library.
+        libraries: torch's libraries to link with, such as ``c10`` and ``torch_cpu``.
+        uses_python: the sources include ``Python.h``.
+        torch: the torch to build against; by default the installed one.
+
+    Raises:
+        TorchBuildError: no torch, headers or compiler, or the compiler refused.
+    """
+    torch = torch or find_torch()
+    flags = _flags(torch, libraries, uses_python)
+    key = hashlib.sha256()
+    for text in (torch.version, str(torch.folder), platform.machine(), os.environ.get("CXX", "")):
+        key.update(text.encode() + b"\0")
+    key.update("\0".join(flags).encode())
+    for file in (*sources, *headers):
+        key.update(file.name.encode() + b"\0" + file.read_bytes())
+    folder = _cache_folder()
+    library = folder / f"{name}-{torch.version}-{key.hexdigest()[:16]}.so"
+    if library.is_file():
+        return library
+    compiler = find_compiler()
+    with _only_one(library.with_suffix(".lock")):
+        if not library.is_file():
+            _compile([*compiler, *map(str, sources), *flags], library)
+    return library
+
+
+def _flags(torch: TorchInstall, libraries: Sequence[str], uses_python: bool) -> list[str]:
+    include = ["-isystem", str(torch.folder / "include")]
+    if uses_python:
+        python_include = sysconfig.get_path("include")
+        if not (Path(python_include) / "Python.h").is_file():
+            raise TorchBuildError(
+                f"Python's C headers are missing in {python_include}; install them, for example "
+                "with `apt install python3-dev`"
+            )
+        include += ["-isystem", python_include]
+    return [
+        "-std=c++20",
+        "-O2",
+        "-fPIC",
+        "-shared",
+        "-fvisibility=hidden",
+        f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.cxx11_abi)}",
+        *include,
+        f"-L{torch.folder / 'lib'}",
+        *(f"-l{library}" for library in libraries),
+        "-pthread",
+    ]
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    folder = Path(base) / "allocator-workbench" / "native"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+        problem = "no permission to write"
+    except OSError as error:
+        problem = error.strerror or str(error)
+    # Readable by nobody else, and the same for each process of this user: built once.
+    fallback = Path(tempfile.gettempdir()) / f"allocator-workbench-{os.getuid()}"
+    fallback.mkdir(mode=0o700, exist_ok=True)
+    if fallback.stat().st_uid != os.getuid():
+        fallback = Path(tempfile.mkdtemp(prefix="allocator-workbench-"))
+    if not any(fallback.iterdir()):
+        print(f"wb: cannot keep compiled parts in {folder} ({problem}); using {fallback}",
+              file=sys.stderr)  # fmt: skip
+    return fallback
+
+
+@contextlib.contextmanager
+def _only_one(lock: Path):  # type: ignore[no-untyped-def]
+    """Hold `lock` so that processes that start together compile once."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _compile(command: list[str], library: Path) -> None:
+    part = library.with_name(f".{library.name}.{os.getpid()}.part")
+    try:
+        done = subprocess.run(
+            [*command, "-o", str(part)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "LC_ALL": "C"},
+            check=False,
+        )
+        if done.returncode != 0:
+            log = library.with_suffix(".log")
+            log.write_text(shlex.join(command) + "\n" + done.stderr, encoding="utf-8")
+            lines = [line for line in done.stderr.splitlines() if "error" in line]
+            reason = (lines or done.stderr.strip().splitlines() or ["no message"])[0]
+            raise TorchBuildError(
+                f"{command[0]} could not compile the native part: {reason.strip()}; "
+                f"the whole output is in {log}"
+            )
+        part.replace(library)
+    finally:
+        part.unlink(missing_ok=True)
