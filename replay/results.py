@@ -29,6 +29,7 @@ TABLES: dict[str, tuple[str, ...]] = {
 STATUSES = ("ok", "out_of_memory", "plan_mismatch", "crashed", "timed_out", "unavailable")
 # Fields every result has, and the type of each; None where it may be null.
 _FIELDS: dict[str, type | tuple[type, ...]] = {
+    "key": dict,
     "name": str,
     "label": str,
     "trace": dict,

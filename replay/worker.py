@@ -140,7 +140,7 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
         if measured is not None:
             result["throughput"][state] = measured
     if task["memory"]:
-        idle = _engine.Replay(events, "null", "", "simulated", None)
+        idle = _engine.Replay(events, "null", backend="simulated")
         harness = _throughput(idle, "cold")
         result["harness_ns_per_event"] = harness["ns_per_event"] if harness else 0.0
         result["memory"] = _memory(replay, Path(task["output"]))

@@ -1,0 +1,257 @@
+"""From what the processes of one cell measured to the fields and tables of its result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workbench.common.errors import RunError
+from workbench.replay.cell import Cell
+from workbench.replay.events import Traffic
+from workbench.replay.statistics import bucket_edges, interval, intervals, spread
+
+STATES = ("cold", "steady")
+SLOWEST = 20
+# Processes that differ by more than this share of their median are reported.
+NOISY_SPREAD = 0.3
+RESERVED_MEANING = {
+    "direct": "bytes held, each block rounded up to 512 on a device",
+    "cpu-caching": "all bytes taken from the system",
+    "caching": "bytes of all segments taken from the device",
+}
+
+Tables = dict[str, dict[str, Any]]
+
+
+def check_digests(cell: Cell, runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The digest of every decision, one for each state, the same in all passes and processes.
+
+    Raises:
+        RunError: two passes of the same state decided differently.
+    """
+    digests: dict[str, str] = {}
+    for process, run in enumerate(runs):
+        found = list(run["digests"].items())
+        if "memory" in run:
+            found.append(("cold", run["memory"]["digest"]))
+        for state, digest in found:
+            if digests.setdefault(state, digest) != digest:
+                raise RunError(
+                    f"{cell.allocator.label} on {cell.backend}: process {process} made other "
+                    f"decisions in the {state} state than process 0, so its numbers cannot be "
+                    "trusted; report this as a defect of the allocator or of the workbench"
+                )
+    return digests
+
+
+def latency_fields(
+    runs: Sequence[Mapping[str, Any]], traffic: Traffic, source: str, seed: int
+) -> dict[str, Any]:
+    """The field ``latency``: quantiles over processes, causes, the slowest calls."""
+    states: dict[str, Any] = {}
+    slowest: list[dict[str, Any]] = []
+    for state in STATES:
+        measured = [run["states"][state] for run in runs]
+        fields: dict[str, Any] = {}
+        for kind, first in measured[0]["kinds"].items():
+            rows = [of_process["kinds"][kind] for of_process in measured]
+            quantiles = [{k: v for k, v in row.items() if k != "count"} for row in rows]
+            fields[kind] = {"count": first["count"], **intervals(quantiles, seed)}
+        fields["causes"] = {
+            cause: {
+                "count": _median(measured, cause, "count"),
+                "total_ns": _median(measured, cause, "total_ns"),
+            }
+            for cause in sorted({cause for of_process in measured for cause in of_process["causes"]})
+        }
+        states[state] = fields
+        calls = [
+            {**_slow_call(call, traffic), "process": process, "state": state}
+            for process, of_process in enumerate(measured)
+            for call in of_process["slowest"]
+        ]
+        slowest += sorted(calls, key=lambda call: -call["ns"])[:SLOWEST]
+    return {"source": source, "states": states, "slowest": slowest}
+
+
+def _median(measured: Sequence[Mapping[str, Any]], cause: str, name: str) -> float:
+    return float(np.median([of["causes"].get(cause, {}).get(name, 0) for of in measured]))
+
+
+def _slow_call(call: Mapping[str, Any], traffic: Traffic) -> dict[str, Any]:
+    index = call["index"]
+    return {
+        "event": int(traffic.row[index]),
+        "kind": call["kind"],
+        "size": call["size"],
+        "scope": _text(traffic.scopes, int(traffic.scope[index])),
+        "cause": call["cause"],
+        "ns": call["ns"],
+    }
+
+
+def _text(texts: Sequence[str], code: int) -> str | None:
+    return texts[code] if code >= 0 else None
+
+
+def latency_table(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The columns of ``latency.parquet``: histograms of all processes together."""
+    counts: dict[tuple[str, str, str, int], int] = {}
+    for run in runs:
+        for state in STATES:
+            for part in run["states"][state]["histogram"]:
+                for bucket, count in zip(part["buckets"], part["counts"], strict=True):
+                    key = (state, part["kind"], part["cause"], bucket)
+                    counts[key] = counts.get(key, 0) + count
+    keys = sorted(counts)
+    edges = [bucket_edges(key[3]) for key in keys]
+    return {
+        "state": [key[0] for key in keys],
+        "kind": [key[1] for key in keys],
+        "cause": [key[2] for key in keys],
+        "bucket_low_ns": np.array([low for low, _ in edges], dtype=np.float64),
+        "bucket_high_ns": np.array([high for _, high in edges], dtype=np.float64),
+        "count": np.array([counts[key] for key in keys], dtype=np.int64),
+    }
+
+
+def throughput_fields(runs: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
+    """The field ``throughput``; without a state that no process could measure."""
+    fields = {}
+    for state in STATES:
+        rows = [run["throughput"][state] for run in runs if state in run["throughput"]]
+        if rows:
+            fields[state] = intervals(rows, seed)
+    return fields
+
+
+def spread_warnings(throughput: Mapping[str, Any]) -> list[str]:
+    """A sentence for each state in which processes differ widely."""
+    warnings = []
+    for state, fields in throughput.items():
+        share = spread(fields["ns_per_event"]["samples"])
+        if share > NOISY_SPREAD:
+            warnings.append(
+                f"The {state} runs differ by {share:.0%} of their median: the machine was noisy, "
+                "and small differences between allocators mean nothing."
+            )
+    return warnings
+
+
+def memory_fields(
+    memory: Mapping[str, Any], blocks: Mapping[str, Any], cell: Cell, traffic: Traffic
+) -> dict[str, Any]:
+    """The field ``memory``; events are rows of the trace."""
+    active = reserved = 0
+    if blocks:
+        at_peak = np.array(blocks["moment"], dtype=object) == "peak"
+        in_use = np.array(blocks["state"], dtype=object) != "inactive"
+        active = int(np.asarray(blocks["size"])[at_peak & in_use].sum())
+        reserved = memory["peaks"]["reserved"]["bytes"]
+    return {
+        "peaks": {
+            name: {"bytes": peak["bytes"], **_moment(peak["event"], traffic)}
+            for name, peak in memory["peaks"].items()
+        },
+        "finals": dict(memory["finals"]),
+        "unused_share": 1 - active / reserved if reserved else None,
+        "reserved_meaning": RESERVED_MEANING.get(cell.allocator.name, "not reported"),
+        "driver_calls": dict(memory["driver_calls"]),
+        "counters": dict(memory["counters"]),
+        **{
+            name: memory.get(name)
+            for name in ("rss_growth_bytes", "minor_faults", "major_faults")
+        },
+    }
+
+
+def out_of_memory_fields(memory: Mapping[str, Any], traffic: Traffic) -> dict[str, Any] | None:
+    """The field ``outcome.oom``; its event is a row of the trace."""
+    oom = memory["oom"]
+    if oom is None:
+        return None
+    return {**oom, **_moment(oom["event"], traffic), "count": memory["ooms"]}
+
+
+def _moment(index: int | None, traffic: Traffic) -> dict[str, int | None]:
+    if index is None or index < 0:
+        return {"event": None, "time_ns": None}
+    return {"event": int(traffic.row[index]), "time_ns": int(traffic.time_ns[index])}
+
+
+def memory_tables(arrays: Path, traffic: Traffic) -> Tables:
+    """The columns of ``timeline.parquet`` and ``blocks.parquet`` from a worker's arrays."""
+    with np.load(arrays) as file:
+        found = {name: file[name] for name in file.files}
+    timeline = {
+        name.removeprefix("timeline."): column
+        for name, column in found.items()
+        if name.startswith("timeline.")
+    }
+    tables: Tables = {}
+    if len(timeline["event_first"]):
+        first, last = timeline.pop("event_first"), timeline.pop("event_last")
+        phases = traffic.phase[first].tolist()
+        tables["timeline"] = {
+            "event_first": traffic.row[first],
+            "event_last": traffic.row[last],
+            "time_ns": traffic.time_ns[first],
+            **timeline,
+            "phase": [_text(traffic.phases, code) for code in phases],
+            "step": traffic.step[first],
+        }
+    parts = [
+        _blocks(moment, found, traffic) for moment in ("peak", "oom") if f"{moment}.blocks.size" in found
+    ]
+    if parts:
+        tables["blocks"] = {
+            name: np.concatenate([part[name] for part in parts]) for name in parts[0]
+        }
+    return tables
+
+
+def _blocks(moment: str, found: Mapping[str, Any], traffic: Traffic) -> dict[str, Any]:
+    """One row for each block at `moment`, with the segment it lies in."""
+    segments = {
+        name: found[f"{moment}.segments.{name}"]
+        for name in ("number", "address", "size", "stream", "pool")
+    }
+    blocks = {
+        name: found[f"{moment}.blocks.{name}"]
+        for name in ("segment", "offset", "size", "requested", "state", "slot_event")
+    }
+    order = np.argsort(segments["number"], kind="stable")
+    home = order[np.searchsorted(segments["number"][order], blocks["segment"])]
+    # Blocks that no event of the trace made have index −1, which finds the last entry: −1.
+    made = blocks["slot_event"]
+    rows = np.append(traffic.row, -1)[made]
+    ids = np.append(traffic.ids, -1)[made]
+    scopes = np.append(traffic.scope, -1)[made].tolist()
+    count = len(made)
+    return {
+        "moment": np.full(count, moment, dtype=object),
+        "segment": blocks["segment"].astype(np.int64),
+        "segment_address": segments["address"][home].astype(np.int64),
+        "segment_size": segments["size"][home],
+        "stream": segments["stream"][home],
+        "pool": segments["pool"][home].astype(object),
+        "offset": blocks["offset"].astype(np.int64),
+        "size": blocks["size"],
+        "requested": blocks["requested"],
+        "state": blocks["state"].astype(object),
+        "alloc_event": rows,
+        "id": ids,
+        "scope": np.array([_text(traffic.scopes, code) for code in scopes], dtype=object),
+        "stack": np.full(count, None, dtype=object),
+    }
+
+
+def harness_fields(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The field ``harness``: what measuring itself costs."""
+    return {
+        "clock_cost_ns": interval([run["clock_cost_ns"] for run in runs], 0)["median"],
+        "ns_per_event": runs[0].get("harness_ns_per_event", 0.0),
+    }

@@ -1,0 +1,230 @@
+"""What a person reads first of a replay: one row for each cell, as a table, a frame or HTML."""
+
+from __future__ import annotations
+
+import shutil
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.common.units import format_bytes, format_duration
+from workbench.replay.results import CellResult
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.table import Table
+
+STATES = ("cold", "steady")
+KINDS = ("alloc", "free")
+QUANTILES = ("p50", "p99", "max")
+SOURCES = {
+    "ours": "our own implementation, which is faster than PyTorch's by design",
+    "reference": "PyTorch's own code",
+    "hardware": "measured on the device",
+    "not priced": "driver calls cost nothing here",
+}
+
+
+def rows(results: Sequence[CellResult]) -> list[dict[str, Any]]:
+    """One mapping for each cell: names, bytes, calls, latencies in nanoseconds, outcome.
+
+    A number that was not measured is None. Latencies are the medians over processes.
+    """
+    return [_row(result.info) for result in results]
+
+
+def _row(info: Mapping[str, Any]) -> dict[str, Any]:
+    memory = info["memory"] or {}
+    peaks = memory.get("peaks", {})
+    calls = memory.get("driver_calls", {})
+    row: dict[str, Any] = {
+        "cell": info["name"],
+        "trace": info["trace"]["path"],
+        "device": info["trace"]["device"],
+        "allocator": info["label"],
+        "backend": info["backend"]["name"],
+        "as_if": info["as_if"],
+        "capacity_bytes": info["capacity"]["bytes"],
+        **{
+            f"peak_{name}_bytes": peaks.get(name, {}).get("bytes")
+            for name in ("requested", "allocated", "reserved")
+        },
+        "unused_share": memory.get("unused_share"),
+        "device_calls": calls["alloc"] + calls["free"] if calls else None,
+        "latency_source": info["allocator"]["latency_source"],
+    }
+    states = (info["latency"] or {}).get("states", {})
+    for state in STATES:
+        for kind in KINDS:
+            measured = states.get(state, {}).get(kind, {})
+            for quantile in QUANTILES:
+                row[f"{state}_{kind}_{quantile}_ns"] = measured.get(f"{quantile}_ns", {}).get(
+                    "median"
+                )
+        row[f"{state}_events_per_s"] = (
+            info["throughput"].get(state, {}).get("events_per_s", {}).get("median")
+        )
+    return {**row, "outcome": info["outcome"]["status"], "reason": info["outcome"]["reason"]}
+
+
+def _bytes(value: int | None) -> str:
+    return "–" if value is None else format_bytes(value)
+
+
+def _name(row: Mapping[str, Any], several_traces: bool) -> str:
+    name = row["allocator"] + (" *" if row["as_if"] else "")
+    return f"{Path(row['trace']).stem}: {name}" if several_traces else name
+
+
+def memory_table(cells: Sequence[Mapping[str, Any]]) -> Table:
+    """Peak memory, what of it was unused, and how the replay ended."""
+    from rich.table import Table
+
+    table = Table(title="Memory", title_justify="left")
+    table.add_column("allocator", overflow="fold")
+    table.add_column("backend")
+    for title in ("peak requested", "peak allocated", "peak reserved", "unused", "device calls"):
+        table.add_column(title, justify="right")
+    table.add_column("outcome", overflow="fold")
+    several = len({row["trace"] for row in cells}) > 1
+    for row in cells:
+        share, calls = row["unused_share"], row["device_calls"]
+        table.add_row(
+            _name(row, several),
+            row["backend"],
+            _bytes(row["peak_requested_bytes"]),
+            _bytes(row["peak_allocated_bytes"]),
+            _bytes(row["peak_reserved_bytes"]),
+            "–" if share is None else f"{share:.1%}",
+            "–" if calls is None else f"{calls:,}",
+            row["outcome"].replace("_", " "),
+        )
+    return table
+
+
+def speed_table(cells: Sequence[Mapping[str, Any]]) -> Table:
+    """Latency of single calls and throughput; cold and steady apart."""
+    from rich.table import Table
+
+    sources = sorted({row["latency_source"] for row in cells})
+    table = Table(title=f"Latency of single calls: {', '.join(sources)}", title_justify="left")
+    table.add_column("allocator", overflow="fold")
+    table.add_column("state")
+    table.add_column("alloc p50 / p99 / max", justify="right")
+    table.add_column("free p50 / p99 / max", justify="right")
+    table.add_column("events per second", justify="right")
+    several = len({row["trace"] for row in cells}) > 1
+    for row in cells:
+        for state in STATES:
+            times = [
+                " / ".join(
+                    "–" if value is None else format_duration(value)
+                    for value in (row[f"{state}_{kind}_{quantile}_ns"] for quantile in QUANTILES)
+                )
+                for kind in KINDS
+            ]
+            rate = row[f"{state}_events_per_s"]
+            table.add_row(
+                _name(row, several) if state == STATES[0] else "",
+                state,
+                *times,
+                "–" if rate is None else f"{rate:,.0f}",
+            )
+    return table
+
+
+def notes(results: Sequence[CellResult], left_out: Iterable[tuple[str, str]] = ()) -> list[str]:
+    """What a reader of the tables must know, one sentence each, none twice."""
+    found: dict[str, None] = {}
+    for result in results:
+        info = result.info
+        if info["as_if"]:
+            found[
+                f"* as-if replay: {info['trace']['device']} traffic through an allocator for "
+                f"{info['allocator']['kind']} memory; shown, never recommended from."
+            ] = None
+    for result in results:
+        info = result.info
+        if info["backend"]["is_model"]:
+            found[
+                f"Backend {info['backend']['name']} is a model: addresses without memory, and "
+                "driver calls that take no time."
+            ] = None
+        source = info["allocator"]["latency_source"]
+        if info["latency"]:
+            found[f"Latency source {source}: {SOURCES.get(source, source)}."] = None
+            found[
+                "Latencies include two clock reads, which cost "
+                f"{format_duration(info['harness']['clock_cost_ns'])} here."
+            ] = None
+        if info["outcome"]["reason"]:
+            found[f"{info['label']}: {info['outcome']['reason']}."] = None
+    for name, reason in left_out:
+        found[f"Left out: {name} cannot run here ({reason})."] = None
+    for result in results:
+        # These two are said above, where they are nearer to the tables.
+        found.update(
+            dict.fromkeys(
+                warning
+                for warning in result.info["warnings"]
+                if not warning.startswith(("As-if replay", "The backend"))
+            )
+        )
+    return _one_clock_note(found)
+
+
+def _one_clock_note(found: Iterable[str]) -> list[str]:
+    """The clock's cost differs by a fraction of a nanosecond between cells: once is enough."""
+    clock = [note for note in found if note.startswith("Latencies include")]
+    return [note for note in found if note not in clock[1:]]
+
+
+class Result:
+    """What `workbench.replay` returns; shows itself as tables in a terminal and in a notebook.
+
+    Args:
+        cells: one for each cell.
+        left_out: allocators of `all` that cannot run here, each with its reason.
+        temporary: a folder to remove when the result is no longer in use.
+    """
+
+    def __init__(
+        self,
+        cells: Sequence[CellResult],
+        left_out: Sequence[tuple[str, str]] = (),
+        temporary: Path | None = None,
+    ) -> None:
+        self.cells = list(cells)
+        self.left_out = list(left_out)
+        if temporary is not None:
+            weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def __getitem__(self, index: int) -> CellResult:
+        return self.cells[index]
+
+    def __repr__(self) -> str:
+        return f"Result({self.cells!r})"
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row for each cell; the columns of `rows`, units in their names."""
+        import pandas as pd
+
+        return pd.DataFrame(rows(self.cells))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        cells = rows(self.cells)
+        yield memory_table(cells)
+        yield speed_table(cells)
+        yield from notes(self.cells, self.left_out)
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        frame = self.to_pandas().drop(columns=["cell", "trace", "reason"])
+        said = "".join(f"<p>{escape(note)}</p>" for note in notes(self.cells, self.left_out))
+        return str(frame.to_html(index=False, na_rep="–")) + said

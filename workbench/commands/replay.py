@@ -1,0 +1,156 @@
+"""``wb replay``: measure allocators on a recorded trace."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from workbench.replay.runner import Progress, Session
+
+
+def command(
+    traces: Annotated[list[str], typer.Argument(metavar="TRACE...", help="Recorded traces.")],
+    allocator: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allocator",
+            "-a",
+            metavar="NAME[:key:value,...]",
+            help="What to measure; repeat it for several. [bold]all[/]: everything that can run "
+            "here. Settings as in PYTORCH_ALLOC_CONF.",
+        ),
+    ] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="Where memory comes from: host, simulated.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Which device's traffic, such as cpu or cuda:0.")
+    ] = None,
+    capacity: Annotated[
+        str | None, typer.Option(help="Memory of the device, such as 8GiB.", metavar="SIZE")
+    ] = None,
+    completion: Annotated[
+        str,
+        typer.Option(help="When work on a stream completes: recorded, immediate, never, delay:N."),
+    ] = "recorded",
+    after_oom: Annotated[
+        str, typer.Option(help="Out of memory: stop, or continue without what was refused.")
+    ] = "stop",
+    repeat: Annotated[int, typer.Option(help="Processes for each cell.")] = 10,
+    timeout: Annotated[float, typer.Option(help="Seconds a process may take.")] = 600.0,
+    force: Annotated[bool, typer.Option(help="Replace what is in the way.")] = False,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the results.")
+    ] = Path("results"),
+    html: Annotated[Path | None, typer.Option(help="Also write the comparison page.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Replay recorded traces against allocators and measure memory and latency.
+
+    Every run is a process of its own; one that crashes or hangs is a row that says so. Out of
+    memory is a result.
+
+    Examples:
+
+      wb replay run.parquet --allocator all
+
+      wb replay run.parquet --allocator direct --allocator caching --capacity 8GiB -o results
+
+      wb replay run.parquet --allocator caching --repeat 20 --json
+    """
+    from workbench.common.errors import RunError
+    from workbench.common.units import parse_size
+    from workbench.replay.runner import Options, replay_traces
+
+    options = Options(
+        device=device,
+        backend=backend,
+        capacity=None if capacity is None else parse_size(capacity, "--capacity"),
+        completion=completion,
+        after_oom=after_oom,
+        repeat=repeat,
+        timeout=timeout,
+        force=force,
+        command=shlex.join(["wb", *sys.argv[1:]]),
+    )
+    with _progress() as progress:
+        session = replay_traces(traces, allocator or [], output, options, progress)
+    if html is not None:
+        _write_page(output, session, html)
+    if as_json:
+        print(json.dumps(_document(session), indent=1))
+    else:
+        _print(session, output, html)
+    if session.errors:
+        raise RunError("; ".join(session.errors))
+    if session.failed:
+        raise typer.Exit(1)
+
+
+class _progress:
+    """A bar on standard error while something is measured; nothing where that is no terminal."""
+
+    def __enter__(self) -> Progress:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            disable=not sys.stderr.isatty(),
+        )
+        self._bar.start()
+        self._task = self._bar.add_task("Reading", total=None)
+        return lambda what, done, total: self._bar.update(
+            self._task, description=what, completed=done, total=total
+        )
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+
+def _document(session: Session) -> dict[str, object]:
+    return {
+        "cells": [result.info for result in session.results],
+        "left_out": [
+            {"allocator": name, "reason": reason} for name, reason in session.left_out
+        ],
+        "errors": session.errors,
+    }
+
+
+def _print(session: Session, output: Path, html: Path | None) -> None:
+    from rich.console import Console
+
+    from workbench.replay.summary import memory_table, notes, rows, speed_table
+
+    # A pipe has no width: take one that holds the tables unbroken.
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    if session.results:
+        cells = rows(session.results)
+        console.print(memory_table(cells))
+        console.print(speed_table(cells))
+    for note in notes(session.results, session.left_out):
+        console.print(note, markup=False)
+    if html is not None:
+        console.print(f"\nThe page: {html}", markup=False, soft_wrap=True)
+    else:
+        console.print(
+            f"\nNext: wb report {shlex.quote(str(output))} -o report.html",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _write_page(output: Path, session: Session, html: Path) -> None:
+    raise NotImplementedError
