@@ -1,0 +1,68 @@
+"""The first lines of the page: what a decision needs, and what not to conclude."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from workbench.reports import formats
+from workbench.reports.cells import Cell
+
+
+def answer(cells: Sequence[Cell]) -> list[str]:
+    """Sentences about the cells of one trace, as HTML.
+
+    Only what can serve the recorded program as it is can be the answer: as-if replays are told
+    separately, and never as a recommendation.
+    """
+    fit = [cell for cell in cells if cell.status == "ok" and cell.peak("reserved") is not None]
+    real = sorted((c for c in fit if not c.as_if), key=_reserved)
+    as_if = sorted((c for c in fit if c.as_if), key=_reserved)
+    sentences = []
+    if real:
+        best = real[0]
+        sentences.append(
+            f"{_name(best)} holds the program in the least memory: "
+            f"<strong>{formats.size(best.peak('reserved'))}</strong> reserved{_distance(best)}."
+        )
+        if len(real) > 1:
+            most = real[-1]
+            if most.peak("reserved") == best.peak("reserved"):
+                sentences.append("The others that can serve it reserve just as much.")
+            else:
+                sentences.append(
+                    f"{_name(most)} needs the most of those that can serve it: "
+                    f"{formats.size(most.peak('reserved'))}{_distance(most)}."
+                )
+    elif not as_if:
+        sentences.append("No allocator got through this trace; the table says where each ended.")
+    if as_if:
+        told = ", ".join(f"{_name(c)} {formats.size(c.peak('reserved'))}" for c in as_if)
+        sentences.append(
+            f"Replayed as if the traffic were a device's: {told}. "
+            "That shows how these allocators behave, not what to deploy in this program."
+        )
+    for cell in cells:
+        if cell.status == "out_of_memory":
+            sentences.append(f"{_name(cell)} ran out of memory.")
+        elif cell.status != "ok":
+            sentences.append(f"{_name(cell)} has no result: {cell.status.replace('_', ' ')}.")
+    if cells and not cells[0].info["trace"]["complete"]:
+        lost = cells[0].info["trace"]["lost_events"]
+        sentences.append(
+            f"The recording is incomplete ({formats.count(lost)} events lost): "
+            "true peaks may be higher."
+        )
+    return sentences
+
+
+def _reserved(cell: Cell) -> int:
+    return cell.peak("reserved") or 0
+
+
+def _name(cell: Cell) -> str:
+    return f"<b>{formats.markup(cell.label)}</b>"
+
+
+def _distance(cell: Cell) -> str:
+    distance = formats.above(cell.peak("reserved"), cell.live_peak)
+    return f", {distance} against the peak of live memory" if distance else ""

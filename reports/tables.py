@@ -1,0 +1,259 @@
+"""The tables of the page, as HTML."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from workbench.reports import formats
+from workbench.reports.cells import AS_IF, MODEL, Cell
+
+_MARK_MEANING = {
+    AS_IF: "as-if replay: recorded on another kind of device; shown, never recommended from",
+    MODEL: "the memory came from a model of a device, not from the device",
+}
+_SOURCE_MEANING = {
+    "ours": "latency of the workbench's own implementation, not of PyTorch's",
+    "reference": "latency of PyTorch's own code",
+    "hardware": "latency of the hardware",
+    "not priced": "calls of the driver take no time in this model",
+}
+_QUANTILES = (("p50_ns", "p50"), ("p99_ns", "p99"), ("max_ns", "max"))
+_KINDS = ("alloc", "free")
+_COLUMNS = 6 + len(_KINDS) * len(_QUANTILES) + 1
+
+
+def badge(word: str, meaning: str, kind: str = "mark") -> str:
+    """A small label whose meaning shows on hover and is read aloud."""
+    return f'<span class="badge {kind}" title="{formats.markup(meaning)}">{word}</span>'
+
+
+def badges(cell: Cell) -> str:
+    """The cell's marks as small labels."""
+    return "".join(f" {badge(mark, _MARK_MEANING[mark])}" for mark in cell.marks)
+
+
+def summary(cells: Sequence[Cell], state: str) -> str:
+    """The table of the cells of one trace.
+
+    Args:
+        cells: at least one, all of the same trace.
+        state: whose latency and throughput are shown, ``steady`` or ``cold``.
+    """
+    heads = "".join(
+        f'<th scope="col" class="number">{kind} {title}</th>'
+        for kind in _KINDS
+        for _, title in _QUANTILES
+    )
+    rows = "".join(_row(cell, state) for cell in cells)
+    return (
+        '<div class="scroll" role="region" tabindex="0" aria-label="Summary of the cells">'
+        '<table class="summary"><thead><tr class="groups"><td></td>'
+        '<th scope="colgroup" colspan="5">peak memory, cold</th>'
+        '<th scope="colgroup">device</th>'
+        f'<th scope="colgroup" colspan="{len(_KINDS) * len(_QUANTILES)}">'
+        f"time of one call, {state}</th>"
+        f'<th scope="colgroup">{state}</th></tr><tr><th scope="col">allocator</th>'
+        '<th scope="col" class="number">live requested</th>'
+        '<th scope="col" class="number">allocated</th>'
+        '<th scope="col" class="number">reserved</th>'
+        '<th scope="col" class="number">over live</th>'
+        '<th scope="col" class="number">unused share</th>'
+        f'<th scope="col" class="number">calls</th>{heads}'
+        '<th scope="col" class="number">events per second</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _row(cell: Cell, state: str) -> str:
+    memory = cell.info.get("memory") or {}
+    reserved = cell.peak("reserved")
+    numbers = [
+        formats.size(cell.peak("live_requested")),
+        formats.size(cell.peak("allocated")),
+        f"<strong>{formats.size(reserved)}</strong>",
+        formats.above(reserved, cell.live_peak),
+        formats.share(memory.get("unused_share")) if memory else "",
+        formats.count(sum((memory.get("driver_calls") or {}).values())) if memory else "",
+    ]
+    latencies = cell.latencies(state)
+    for kind in _KINDS:
+        for quantile, _ in _QUANTILES:
+            numbers.append(_spread(latencies.get(kind, {}).get(quantile), formats.duration))
+    numbers.append(_spread(cell.throughput(state).get("events_per_s"), formats.rate))
+    source = str((cell.info.get("latency") or {}).get("source") or "")
+    meaning = _SOURCE_MEANING.get(source)
+    whose = f" {badge('latency: ' + source, meaning)}" if meaning and latencies else ""
+    header = (
+        f'<th scope="row"><span class="swatch" style="--c:{cell.colour}"></span>'
+        f"{formats.markup(cell.label)}{badges(cell)}{whose}</th>"
+    )
+    body = "".join(f'<td class="number">{number}</td>' for number in numbers)
+    ended = _ended(cell)
+    below = f'<tr class="ended"><td></td><td colspan="{_COLUMNS}">{ended}</td></tr>'
+    return f"<tr>{header}{body}</tr>" + (below if ended else "")
+
+
+def _spread(interval: dict[str, Any] | None, text: Any) -> str:
+    """The median, and below it the interval over processes where there is one."""
+    if not interval:
+        return "not measured"
+    median, low, high = (text(interval[part]) for part in ("median", "low", "high"))
+    if len(interval.get("samples") or ()) < 2 or low == high:
+        return str(median)
+    return f'{median}<span class="spread">{low} to {high}</span>'
+
+
+def _ended(cell: Cell) -> str:
+    """How a cell that did not get through ended, as a sentence; empty for one that did."""
+    outcome = cell.info["outcome"]
+    reason = formats.markup(outcome.get("reason") or "")
+    oom = outcome.get("oom")
+    if cell.status == "ok":
+        return ""
+    if cell.status != "out_of_memory" or not oom:
+        return f"{badge(cell.status.replace('_', ' '), 'the outcome', 'bad')} {reason}"
+    facts = [
+        f"reserved {formats.size(oom.get('reserved'))}",
+        f"allocated {formats.size(oom.get('allocated'))}",
+        f"live {formats.size(oom.get('live_requested'))}",
+        f"largest free block {formats.size(oom.get('largest_free'))}",
+        f"free on the device {formats.size(oom.get('device_free'))}",
+    ]
+    return (
+        f"{badge('out of memory', 'the outcome', 'bad')} at event "
+        f"{formats.count(oom.get('event'))}, asking for {formats.size(oom.get('requested'))}: "
+        f"{', '.join(facts)}. The numbers above are of the part before it."
+    )
+
+
+def legend(cells: Sequence[Cell]) -> str:
+    """What the marks in the table mean, only those that occur."""
+    marks = [(mark, _MARK_MEANING[mark]) for c in cells for mark in c.marks]
+    for cell in cells:
+        source = str((cell.info.get("latency") or {}).get("source") or "")
+        if source in _SOURCE_MEANING:
+            marks.append((f"latency: {source}", _SOURCE_MEANING[source]))
+    told = "".join(
+        f"<li>{badge(mark, meaning)} {meaning}</li>" for mark, meaning in dict.fromkeys(marks)
+    )
+    return f'<ul class="legend">{told}</ul>' if told else ""
+
+
+def definitions(pairs: Iterable[tuple[str, str]]) -> str:
+    """A list of names and values; the values are HTML already."""
+    told = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in pairs)
+    return f"<dl>{told}</dl>"
+
+
+def what_was_replayed(cells: Sequence[Cell]) -> str:
+    """The trace that `cells`, at least one, share."""
+    trace = cells[0].info["trace"]
+    program = " ".join(str(word) for word in trace["program"])
+    lost = f"{formats.count(trace['lost_events'])} events lost"
+    return definitions(
+        [
+            ("trace", f"<code>{formats.markup(trace['path'])}</code>"),
+            ("program", f"<code>{formats.markup(program)}</code>"),
+            ("device", formats.markup(trace["device"])),
+            ("events", formats.count(trace["events"])),
+            ("recorded for", formats.duration(trace["duration_ns"])),
+            ("steps", formats.count(trace["step_count"])),
+            ("peak of live memory", formats.size(trace["peak_live_bytes"])),
+            ("complete", "yes" if trace["complete"] else f"no, {lost}"),
+            ("fingerprint", f"<code>{formats.markup(trace['fingerprint'], 16)}</code>"),
+        ]
+    )
+
+
+def what_was_run(cell: Cell) -> str:
+    """Everything that makes the cell what it is, and the command that runs it again."""
+    info = cell.info
+    memory, capacity = info.get("memory") or {}, info["capacity"]
+    size = "unlimited" if capacity["bytes"] is None else formats.size(capacity["bytes"])
+    harness = info.get("harness") or {}
+    pairs = [
+        (
+            "settings",
+            f"<code>{formats.markup(formats.settings(info['allocator']['settings']))}</code>",
+        )
+        if info["allocator"]["settings"]
+        else ("settings", "defaults"),
+        ("backend", formats.markup(info["backend"]["name"])),
+        ("capacity", f"{size} ({formats.markup(capacity['source'])})"),
+        ("completion", formats.markup(info["completion"])),
+        ("processes", formats.count(info["processes"])),
+    ]
+    if memory.get("reserved_meaning"):
+        pairs.append(("reserved means", formats.markup(memory["reserved_meaning"])))
+    for title, name in (("driver calls", "driver_calls"), ("counters", "counters")):
+        if memory.get(name):
+            pairs.append((title, _counts(memory[name])))
+    if memory.get("rss_growth_bytes") is not None:
+        pairs.append(("growth of resident memory", formats.size(memory["rss_growth_bytes"])))
+        faults = f"{formats.count(memory.get('minor_faults'))} minor, "
+        pairs.append(("page faults", faults + f"{formats.count(memory.get('major_faults'))} major"))
+    if harness:
+        clock, event = harness.get("clock_cost_ns"), harness.get("ns_per_event")
+        cost = f"{formats.duration(event)} per event, {formats.duration(clock)} per clock reading"
+        pairs.append(("cost of measuring", cost))
+    pairs.append(("written", formats.markup(info["created"])))
+    command = f"<pre><code>{formats.markup(info['command'], 4000)}</code></pre>"
+    return (
+        f'<details><summary><span class="swatch" style="--c:{cell.colour}"></span>'
+        f"{formats.markup(cell.label)}{badges(cell)}</summary>{definitions(pairs)}{command}</details>"
+    )
+
+
+def machines(cells: Sequence[Cell]) -> str:
+    """The machines and versions, each once, with the cells that ran there if there are several."""
+    found: dict[str, list[Cell]] = {}
+    for cell in cells:
+        # The load differs from cell to cell; it does not make another machine.
+        machine = {k: v for k, v in cell.info["machine"].items() if k != "load_average"}
+        key = json.dumps([machine, cell.info["versions"]], sort_keys=True)
+        found.setdefault(key, []).append(cell)
+    told = []
+    for key, members in found.items():
+        machine, versions = json.loads(key)
+        pairs = [(formats.markup(k).replace("_", " "), _value(k, v)) for k, v in machine.items()]
+        pairs += [(formats.markup(k), _value(k, v)) for k, v in versions.items()]
+        where = ", ".join(formats.markup(cell.label) for cell in members)
+        told.append((f"<p>{where}</p>" if len(found) > 1 else "") + definitions(pairs))
+    return "".join(told)
+
+
+def warnings(cells: Sequence[Cell]) -> str:
+    """The warnings of all cells, each once, naming the cells it is of."""
+    found: dict[str, list[str]] = {}
+    for cell in cells:
+        for warning in cell.info["warnings"]:
+            found.setdefault(str(warning), []).append(cell.label)
+    if not found:
+        return ""
+    told = "".join(
+        f"<li>{formats.markup(warning)}"
+        + (
+            ""
+            if len(labels) == len(cells)
+            else f" <small>({formats.markup(', '.join(dict.fromkeys(labels)))})</small>"
+        )
+        + "</li>"
+        for warning, labels in found.items()
+    )
+    return f'<ul class="warnings" aria-label="Warnings">{told}</ul>'
+
+
+def _value(name: str, value: Any) -> str:
+    if name.endswith("_bytes") and isinstance(value, int):
+        return formats.size(value)
+    if value is None:
+        return "unknown"
+    if isinstance(value, list | dict):
+        return formats.markup(json.dumps(value))
+    return formats.markup(value)
+
+
+def _counts(counts: dict[str, Any]) -> str:
+    return ", ".join(f"{formats.markup(k)} {formats.count(v)}" for k, v in counts.items())
