@@ -67,7 +67,7 @@ class Allocator {
 
   // The checked path: by address, as slow as it needs to be. Throws DoubleFreeError or
   // ForeignPointerError and leaves the state unchanged.
-  void free_at(std::uint64_t address, ThreadId thread);
+  virtual void free_at(std::uint64_t address, ThreadId thread);
 
   virtual Location locate(const void* handle) const = 0;
   virtual void visit(const std::function<void(const BlockView&)>& visitor) const = 0;

@@ -143,8 +143,10 @@ void check_events(const Events& events) {
               std::to_string(events.slot_count - 1) + "; pass what assign_slots gave");
     }
     if (events.size[i] < 0) fail_at("has a size below 0");
-    if (events.stream[i] < (op == Op::kSynchronize ? kAllStreams : 0)) {
-      fail_at("has stream " + std::to_string(events.stream[i]) + ", and streams start at 0");
+    if (events.stream[i] < (op == Op::kSynchronize ? kAllStreams : 0) ||
+        events.stream[i] >= kMostStreams) {
+      fail_at("has stream " + std::to_string(events.stream[i]) + ", outside 0 to " +
+              std::to_string(kMostStreams - 1));
     }
   }
 }

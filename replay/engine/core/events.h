@@ -32,6 +32,8 @@ inline constexpr std::array<std::string_view, 9> kOpNames = {
 
 // `stream` of a synchronize that waits for all streams.
 inline constexpr StreamId kAllStreams = -1;
+// Streams are numbered from 0 without gaps; a number past this is a broken trace.
+inline constexpr StreamId kMostStreams = 1 << 16;
 // `slot` of an event that has no id.
 inline constexpr std::int32_t kNoSlot = -1;
 
@@ -55,7 +57,8 @@ std::int32_t assign_slots(std::span<const std::uint8_t> op, std::span<const std:
                           std::span<std::int32_t> slot);
 
 // Throws InputError unless all columns are equally long and hold what the replayer relies on:
-// known ops, slots inside 0 … slot_count − 1 where the op needs one, sizes ≥ 0, streams ≥ −1.
+// known ops, slots inside 0 … slot_count − 1 where the op needs one, sizes ≥ 0, streams
+// below kMostStreams.
 void check_events(const Events& events);
 
 // The streams that each `free_completed` event's block had been recorded on.
