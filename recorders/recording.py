@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,13 +19,12 @@ from typing import IO, Any
 
 from workbench import __version__
 from workbench.common import torch_build
-from workbench.common.errors import BrokenFileError, MissingPartError, RunError, UsageError
-from workbench.common.units import format_bytes
+from workbench.common.errors import MissingPartError, RunError, UsageError
+from workbench.recorders.recovery import ABOUT, HowItEnded
 
 SCOPES = ("op", "module")
 AGENT_FOLDER = Path(__file__).parent / "agent"
 _MEMORY_BACKED = {"tmpfs", "ramfs"}
-_ABOUT = "recording.json"
 
 
 @dataclass(frozen=True)
@@ -51,32 +49,6 @@ class RecordOptions:
     force: bool = False
     spool: Path | None = None
     spool_limit: int | None = None
-
-
-@dataclass(frozen=True)
-class HowItEnded:
-    """The end of the recorded program, as its parent saw it.
-
-    Attributes:
-        exit_code: what `wb record` exits with: the program's own, or 128 + the signal's number.
-        signal: the signal that ended it, if one did.
-        clock: processor ticks and monotonic nanoseconds just after the end.
-    """
-
-    exit_code: int
-    signal: int | None
-    clock: tuple[int, int] | None
-
-
-@dataclass(frozen=True)
-class RecordedProcess:
-    """One trace that came out of a recording."""
-
-    path: Path
-    process_id: int
-    rows: int
-    lost: int
-    lost_reason: str | None
 
 
 @dataclass
@@ -162,7 +134,7 @@ def open_spool(options: RecordOptions, command: Sequence[str]) -> Spool:
         if output.exists() and not options.force:
             raise UsageError(f"{output} exists; use --force to replace it, or another -o")
         about = {"output": str(output), "command": list(command), "workbench": __version__}
-        (folder / _ABOUT).write_text(json.dumps(about), encoding="utf-8")
+        (folder / ABOUT).write_text(json.dumps(about), encoding="utf-8")
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         lock.close()
@@ -213,7 +185,7 @@ def _lock_spool(folder: Path, options: RecordOptions) -> IO[bytes]:
             f"another `wb record` is writing {options.output} right now; "
             "wait for it, or use another -o"
         ) from error
-    if (folder / _ABOUT).exists():
+    if (folder / ABOUT).exists():
         if not options.force:
             lock.close()
             raise UsageError(
@@ -304,97 +276,28 @@ def _signals(
             signal.signal(number, handler)
 
 
-def process_folders(spool: Path) -> list[Path]:
-    """The folders of the recorded processes, in the order in which they started."""
-    found = [path for path in spool.glob("process-*-*") if (path / "control").is_file()]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
-
-
-def convert_spool(
-    spool: Path,
-    output: Path,
-    *,
-    main_process: int | None,
-    ended: HowItEnded | None,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[RecordedProcess]:
-    """Turn every process in `spool` into a trace: `output` and files beside it.
-
-    Args:
-        spool: the spool folder.
-        output: the trace of the main process.
-        main_process: its process id; None: the process that started first.
-        ended: how it ended, where known.
-        progress: called with records done and in all, for each process.
+def start_here(spool: Spool) -> Any:
+    """Record this process into `spool`; returns the agent's `Recording`.
 
     Raises:
-        RunError: no process recorded anything, or a trace could not be written.
+        MissingPartError: torch is missing, or a native part cannot be built.
+        RunError: the recorder could not start.
     """
-    from workbench.recorders.spool import convert_process
+    build_parts(spool.options)
+    import torch
 
-    folders = process_folders(spool)
-    if not folders:
-        raise RunError(
-            f"no trace was made: nothing in the program imported torch, or its recorder "
-            f"could not start; {output} was not written"
-        )
-    if main_process is None:
-        main_process = int(folders[0].name.split("-")[1])
-    done = []
-    taken: set[Path] = set()
-    for folder in folders:
-        process_id = int(folder.name.split("-")[1])
-        is_main = process_id == main_process
-        path = output if is_main else output.with_name(f"{output.stem}.pid-{process_id}.parquet")
-        number = 1
-        while path in taken:  # the process replaced itself by another program that imports torch
-            number += 1
-            path = output.with_name(f"{output.stem}.pid-{process_id}-{number}.parquet")
-        taken.add(path)
-        converted = convert_process(
-            folder,
-            path,
-            metadata=_metadata(folder, ended if is_main else None),
-            end_clock=ended.clock if ended else None,
-            progress=progress,
-        )
-        done.append(
-            RecordedProcess(path, process_id, converted.rows, converted.lost, converted.lost_reason)
-        )
-    return done
-
-
-def _metadata(folder: Path, ended: HowItEnded | None) -> dict[str, Any]:
+    agent = load_agent()
+    limit, keep_free = spool.limits()
+    options = agent.Options(
+        str(spool.folder),
+        str(torch_build.__file__),
+        limit,
+        keep_free,
+        spool.options.scopes,
+        spool.options.stacks,
+        spool.options.children,
+    )
     try:
-        about = json.loads((folder / "process.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BrokenFileError(
-            folder / "process.json", f"cannot be read ({error})", "the spool is damaged"
-        ) from error
-    about["versions"]["workbench"] = __version__
-    about["devices"] = {
-        "cpu": {"name": about["host"]["cpu"], "capacity": None, "held_by_others": None}
-    }
-    if ended is not None:
-        about["ended"] = "exit" if ended.signal is None else "killed"
-        about["exit_code"] = None if ended.signal else ended.exit_code
-        about["signal"] = ended.signal
-    elif is_running(about):
-        about["ended"] = "running"
-    return about
-
-
-def is_running(about: Mapping[str, Any]) -> bool:
-    """Whether the process described by `about` (a process.json) still runs on this machine."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-        stat = Path(f"/proc/{about['process_id']}/stat").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    fields = stat.rpartition(")")[2].split()
-    return boot == about["boot_id"] and fields[19:20] == about["process_start"] and fields[0] != "Z"
-
-
-def wait_text(seconds: float) -> str:
-    """How long something took, for messages."""
-    return f"{seconds:.1f} s"
+        return agent.Recording(torch, options)
+    except (OSError, RuntimeError) as error:
+        raise RunError(str(error)) from error

@@ -34,8 +34,8 @@ def command(
     stacks: Annotated[bool, typer.Option(help="Record Python stacks: slower.")] = False,
     children: Annotated[bool, typer.Option(help="Record forked children, too.")] = False,
     force: Annotated[bool, typer.Option(help="Replace an existing trace.")] = False,
-    spool: Annotated[
-        Path | None, typer.Option(help="Folder for the spool; by default beside the trace.")
+    spool_folder: Annotated[
+        Path | None, typer.Option("--spool", help="Folder for the spool; by default beside the trace.")
     ] = None,
     spool_limit: Annotated[
         str | None,
@@ -57,6 +57,7 @@ def command(
     from workbench.common.errors import UsageError
     from workbench.common.units import parse_size
     from workbench.recorders import recording
+    from workbench.recorders.recovery import NoTraceError, convert_and_report
 
     if not program:
         raise UsageError("no program to record; write for example `wb record train.py`")
@@ -71,11 +72,27 @@ def command(
         stacks=stacks,
         children=children,
         force=force,
-        spool=spool,
+        spool=spool_folder,
         spool_limit=parse_size(spool_limit, "--spool-limit") if spool_limit else None,
     )
     if execute:
         run = program
     else:
         run = [sys.executable, *(["-m"] if module else []), *program]
-    sys.exit(recording.record(run, options, prebuild=not execute))
+    spool = recording.open_spool(options, run)
+    try:
+        # A foreign command may bring its own torch: the agent builds for that one when it starts.
+        if not execute:
+            recording.build_parts(options)
+        process_id, ended = recording.run_program(run, recording.environment(spool))
+    except BaseException:
+        spool.remove()
+        raise
+    try:
+        convert_and_report(spool.folder, options.output, process_id, ended)
+    except NoTraceError as error:
+        spool.remove()
+        print(f"wb: {error}", file=sys.stderr)
+        sys.exit(ended.exit_code or error.exit_code)
+    spool.remove()
+    sys.exit(ended.exit_code)

@@ -42,7 +42,7 @@ def command(
     after_oom: Annotated[
         str, typer.Option(help="Out of memory: stop, or continue without what was refused.")
     ] = "stop",
-    repeat: Annotated[int, typer.Option(help="Processes for each cell.")] = 10,
+    repeat: Annotated[int, typer.Option(help="Timed processes for each cell.")] = 10,
     timeout: Annotated[float, typer.Option(help="Seconds a process may take.")] = 600.0,
     force: Annotated[bool, typer.Option(help="Replace what is in the way.")] = False,
     output: Annotated[

@@ -3,8 +3,8 @@
 
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
-#include <errno.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
@@ -40,8 +40,9 @@ inline void record_free(const void* data) {
   spool::put(Kind::kFree, spool::stamp_before_release(), as_number(data), 0, 0);
 }
 
+// PyTorch also gives back the null pointers it got for requests of 0 bytes.
 void record_and_free(void* data) {
-  record_free(data);
+  if (data != nullptr) record_free(data);
   original_deleter(data);
 }
 
@@ -61,15 +62,14 @@ void record_and_free_wrapped(void* context) {
 
 class RecordingAllocator final : public c10::Allocator {
  public:
+  // One return value, made in place: moving a DataPtr costs as much as a record.
   c10::DataPtr allocate(std::size_t bytes) override {
     c10::DataPtr memory = original->allocate(bytes);
     if (memory.get() == nullptr) {
-      if (spool::recording()) std::atomic_ref(spool::control->zero_byte_allocs).fetch_add(1);
-      return memory;
-    }
-    record_alloc(memory.get(), bytes);
-    if (!memory.compare_exchange_deleter(original_deleter, &record_and_free)) {
-      return wrap(std::move(memory));
+      count_zero_bytes();
+    } else {
+      record_alloc(memory.get(), bytes);
+      if (!memory.compare_exchange_deleter(original_deleter, &record_and_free)) wrap(memory);
     }
     return memory;
   }
@@ -83,13 +83,17 @@ class RecordingAllocator final : public c10::Allocator {
   }
 
  private:
-  static c10::DataPtr wrap(c10::DataPtr memory) {
+  __attribute__((noinline)) static void count_zero_bytes() {
+    if (spool::recording()) std::atomic_ref(spool::control->zero_byte_allocs).fetch_add(1);
+  }
+
+  __attribute__((noinline)) static void wrap(c10::DataPtr& memory) {
     void* const data = memory.get();
     const c10::Device device = memory.device();
     auto owned = memory.move_context();
     auto* const wrapped = new Wrapped{data, owned.get(), owned.get_deleter()};
     (void)owned.release();
-    return {data, wrapped, &record_and_free_wrapped, device};
+    memory = {data, wrapped, &record_and_free_wrapped, device};
   }
 };
 
@@ -156,4 +160,3 @@ WORKBENCH_EXPORT std::uint64_t wb_session() {
   return spool::active_session.load(std::memory_order_relaxed);
 }
 WORKBENCH_EXPORT void wb_set_stack_finder(std::uint32_t (*finder)()) { find_stack = finder; }
-WORKBENCH_EXPORT int wb_is_recording() { return spool::recording() ? 1 : 0; }

@@ -1,0 +1,223 @@
+"""From a spool to traces: at the end of a recording, and after one that was cut short."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workbench import __version__
+from workbench.common.errors import BrokenFileError, RunError, UsageError
+
+ABOUT = "recording.json"  # in the spool folder: what the recording was to become
+
+
+class NoTraceError(RunError):
+    """A program ran and recorded nothing."""
+
+
+@dataclass(frozen=True)
+class HowItEnded:
+    """The end of the recorded program, as its parent saw it.
+
+    Attributes:
+        exit_code: what `wb record` exits with: the program's own, or 128 + the signal's number.
+        signal: the signal that ended it, if one did.
+        clock: processor ticks and monotonic nanoseconds just after the end.
+    """
+
+    exit_code: int
+    signal: int | None
+    clock: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class RecordedProcess:
+    """One trace that came out of a recording."""
+
+    path: Path
+    process_id: int
+    rows: int
+    lost: int
+
+
+def process_folders(spool: Path) -> list[Path]:
+    """The folders of the recorded processes, in the order in which they started."""
+    found = [path for path in spool.glob("process-*-*") if (path / "control").is_file()]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def convert_spool(
+    spool: Path,
+    output: Path,
+    *,
+    main_process: int | None,
+    ended: HowItEnded | None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[RecordedProcess]:
+    """Turn every process in `spool` into a trace: `output` and files beside it.
+
+    Args:
+        spool: the spool folder.
+        output: the trace of the main process.
+        main_process: its process id; None: the process that started first.
+        ended: how it ended, where known.
+        progress: called with records done and in all, for each process.
+
+    Raises:
+        NoTraceError: no process recorded anything.
+        OSError: a trace could not be written.
+    """
+    from workbench.recorders.spool import convert_process
+
+    folders = process_folders(spool)
+    if not folders:
+        raise NoTraceError(
+            f"no trace was made: nothing in the program imported torch, or its recorder "
+            f"could not start; {output} was not written"
+        )
+    if main_process is None:
+        main_process = int(folders[0].name.split("-")[1])
+    done = []
+    taken: set[Path] = set()
+    for folder in folders:
+        process_id = int(folder.name.split("-")[1])
+        is_main = process_id == main_process
+        path = output if is_main else output.with_name(f"{output.stem}.pid-{process_id}.parquet")
+        number = 1
+        while path in taken:  # the process replaced itself by another program that imports torch
+            number += 1
+            path = output.with_name(f"{output.stem}.pid-{process_id}-{number}.parquet")
+        taken.add(path)
+        converted = convert_process(
+            folder,
+            path,
+            metadata=_metadata(folder, ended if is_main else None),
+            end_clock=ended.clock if ended else None,
+            progress=progress,
+        )
+        done.append(
+            RecordedProcess(path, process_id, converted.rows, converted.lost)
+        )
+    return done
+
+
+def _metadata(folder: Path, ended: HowItEnded | None) -> dict[str, Any]:
+    try:
+        about = json.loads((folder / "process.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BrokenFileError(
+            folder / "process.json", f"cannot be read ({error})", "the spool is damaged"
+        ) from error
+    about["versions"]["workbench"] = __version__
+    about["devices"] = {
+        "cpu": {"name": about["host"]["cpu"], "capacity": None, "held_by_others": None}
+    }
+    if ended is not None:
+        about["ended"] = "exit" if ended.signal is None else "killed"
+        about["exit_code"] = None if ended.signal else ended.exit_code
+        about["signal"] = ended.signal
+    elif is_running(about):
+        about["ended"] = "running"
+    return about
+
+
+def is_running(about: Mapping[str, Any]) -> bool:
+    """Whether the process described by `about` (a process.json) still runs on this machine."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        stat = Path(f"/proc/{about['process_id']}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    fields = stat.rpartition(")")[2].split()
+    return boot == about["boot_id"] and fields[19:20] == about["process_start"] and fields[0] != "Z"
+
+
+def convert_and_report(
+    spool: Path, output: Path, main_process: int | None, ended: HowItEnded | None
+) -> list[RecordedProcess]:
+    """`convert_spool` with a progress bar, and what came out of it, on stderr.
+
+    Raises:
+        RunError: no trace could be made; names the command that tries again.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    bar = Progress(
+        TextColumn("wb: writing the trace"),
+        BarColumn(),
+        TextColumn("{task.completed:,} of {task.total:,} events"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+    try:
+        with bar:
+            task = bar.add_task("", total=1)
+            traces = convert_spool(
+                spool,
+                output,
+                main_process=main_process,
+                ended=ended,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+    except (OSError, KeyboardInterrupt) as error:
+        problem = getattr(error, "strerror", None) or "interrupted"
+        raise RunError(
+            f"the trace {output} could not be written ({problem}), but the recording is safe; "
+            f"try again with `wb recover {spool}`"
+        ) from error
+    for trace in traces:
+        what = f"{trace.rows:,} events"
+        if trace.lost:
+            what += f", INCOMPLETE: {trace.lost:,} later ones lost"
+        print(f"wb: recorded {trace.path} ({what})", file=sys.stderr)
+    print(f"wb: next: wb info {traces[0].path}", file=sys.stderr)
+    return traces
+
+
+def recover(spool: Path, output: Path | None, *, force: bool) -> list[RecordedProcess]:
+    """Turn the spool that a cut-short recording left into traces, and remove it.
+
+    Args:
+        spool: the spool folder.
+        output: the trace of the main process; by default what the recording was to write.
+        force: replace an existing trace.
+
+    Raises:
+        UsageError: not a spool, still in use, or the trace exists.
+        RunError: the trace could not be written.
+    """
+    try:
+        about = json.loads((spool / ABOUT).read_text(encoding="utf-8"))
+        output = output or Path(about["output"])
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"{spool} is not a spool folder of `wb record` (it has no readable {ABOUT}); "
+            "name a folder that ends in .parquet.spool"
+        ) from error
+    with (spool / "lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(f"{spool} is being recorded into right now; wait for its end") from error
+        for folder in process_folders(spool):
+            described = _metadata(folder, None)
+            if described.get("ended") == "running":
+                raise UsageError(
+                    f"process {described['process_id']} still records into {spool}; "
+                    "wait for its end, or end it"
+                )
+        if output.exists() and not force:
+            raise UsageError(f"{output} exists; use --force to replace it, or -o")
+        traces = convert_and_report(spool, output, None, None)
+        shutil.rmtree(spool, ignore_errors=True)
+    return traces
