@@ -102,7 +102,7 @@ class Capacity:
 
 @dataclass(frozen=True)
 class Cell:
-    """One measurement: trace × device in it × allocator × settings × backend × capacity ×
+    """One measurement: trace x device in it x allocator x settings x backend x capacity x
     completion.
     """
 

@@ -24,7 +24,7 @@ ENGINE_COLUMNS = {"op": "u1", "slot": "i4", "size": "i8", "stream": "i4", "threa
 
 
 class _Codes:
-    """Numbers for texts, in order of their first appearance; −1 for null."""
+    """Numbers for texts, in order of their first appearance; -1 for null."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -41,10 +41,11 @@ class _Codes:
             if text not in self._number:
                 self._number[text] = len(self.texts)
                 self.texts.append(text)
-        # One more at the end, which −1 finds: the code of null.
+        # One more at the end, which -1 finds: the code of null.
         codes = np.array([*(self._number[text] for text in texts), -1], dtype=np.int64)
         indices = column.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-        return codes[indices.astype(np.int64)]
+        found: Array = codes[indices.astype(np.int64)]
+        return found
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Traffic:
 
     Args:
         op: operation codes of the engine.
-        slot: where each event's allocation is kept while it lives, 0 … `slot_count` − 1, or −1.
+        slot: where each event's allocation is kept while it lives, 0 … `slot_count` - 1, or -1.
         size: bytes.
         stream: stream numbers.
         thread: thread numbers.
@@ -61,8 +62,8 @@ class Traffic:
         ids: allocation ids.
         time_ns: since recording started.
         step: optimizer steps completed.
-        phase: codes into `phases`; −1 for none.
-        scope: codes into `scopes`; −1 for none.
+        phase: codes into `phases`; -1 for none.
+        scope: codes into `scopes`; -1 for none.
         fingerprint: digest of what is replayed; equal for equal traffic.
         peak_live_bytes: the greatest sum of live requested bytes.
     """
@@ -172,9 +173,7 @@ def _peak_live(op: Array, size: Array) -> int:
     return max(int(np.cumsum(signed, dtype=np.int64).max()), 0) if len(op) else 0
 
 
-def load_trace(
-    path: str, progress: Callable[[int, int], None] | None = None
-) -> list[LoadedTrace]:
+def load_trace(path: str, progress: Callable[[int, int], None] | None = None) -> list[LoadedTrace]:
     """Read and check the trace at `path`.
 
     Args:

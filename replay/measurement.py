@@ -26,23 +26,22 @@ RESERVED_MEANING = {
 Tables = dict[str, dict[str, Any]]
 
 
-def check_digests(cell: Cell, runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def check_digests(
+    cell: Cell, memory: Mapping[str, Any] | None, runs: Sequence[Mapping[str, Any]]
+) -> dict[str, str]:
     """The digest of every decision, one for each state, the same in all passes and processes.
 
     Raises:
         RunError: two passes of the same state decided differently.
     """
-    digests: dict[str, str] = {}
+    digests: dict[str, str] = {} if memory is None else {"cold": memory["digest"]}
     for process, run in enumerate(runs):
-        found = list(run["digests"].items())
-        if "memory" in run:
-            found.append(("cold", run["memory"]["digest"]))
-        for state, digest in found:
+        for state, digest in run["digests"].items():
             if digests.setdefault(state, digest) != digest:
                 raise RunError(
-                    f"{cell.allocator.label} on {cell.backend}: process {process} made other "
-                    f"decisions in the {state} state than process 0, so its numbers cannot be "
-                    "trusted; report this as a defect of the allocator or of the workbench"
+                    f"{cell.allocator.label} on {cell.backend} with {cell.trace}: timed process "
+                    f"{process} made other decisions in the {state} state than those before, so "
+                    "its numbers cannot be trusted; report this as a defect"
                 )
     return digests
 
@@ -65,7 +64,9 @@ def latency_fields(
                 "count": _median(measured, cause, "count"),
                 "total_ns": _median(measured, cause, "total_ns"),
             }
-            for cause in sorted({cause for of_process in measured for cause in of_process["causes"]})
+            for cause in sorted(
+                {cause for of_process in measured for cause in of_process["causes"]}
+            )
         }
         states[state] = fields
         calls = [
@@ -161,10 +162,7 @@ def memory_fields(
         "reserved_meaning": RESERVED_MEANING.get(cell.allocator.name, "not reported"),
         "driver_calls": dict(memory["driver_calls"]),
         "counters": dict(memory["counters"]),
-        **{
-            name: memory.get(name)
-            for name in ("rss_growth_bytes", "minor_faults", "major_faults")
-        },
+        **{name: memory.get(name) for name in ("rss_growth_bytes", "minor_faults", "major_faults")},
     }
 
 
@@ -204,7 +202,9 @@ def memory_tables(arrays: Path, traffic: Traffic) -> Tables:
             "step": traffic.step[first],
         }
     parts = [
-        _blocks(moment, found, traffic) for moment in ("peak", "oom") if f"{moment}.blocks.size" in found
+        _blocks(moment, found, traffic)
+        for moment in ("peak", "oom")
+        if f"{moment}.blocks.size" in found
     ]
     if parts:
         tables["blocks"] = {
@@ -225,7 +225,7 @@ def _blocks(moment: str, found: Mapping[str, Any], traffic: Traffic) -> dict[str
     }
     order = np.argsort(segments["number"], kind="stable")
     home = order[np.searchsorted(segments["number"][order], blocks["segment"])]
-    # Blocks that no event of the trace made have index −1, which finds the last entry: −1.
+    # Blocks that no event of the trace made have index -1, which finds the last entry: -1.
     made = blocks["slot_event"]
     rows = np.append(traffic.row, -1)[made]
     ids = np.append(traffic.ids, -1)[made]
@@ -249,9 +249,11 @@ def _blocks(moment: str, found: Mapping[str, Any], traffic: Traffic) -> dict[str
     }
 
 
-def harness_fields(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def harness_fields(
+    memory: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]
+) -> dict[str, float]:
     """The field ``harness``: what measuring itself costs."""
     return {
         "clock_cost_ns": interval([run["clock_cost_ns"] for run in runs], 0)["median"],
-        "ns_per_event": runs[0].get("harness_ns_per_event", 0.0),
+        "ns_per_event": memory["harness_ns_per_event"],
     }

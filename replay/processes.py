@@ -56,7 +56,8 @@ def run_worker(
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=stderr,
-            env={**os.environ, "PYTHONSAFEPATH": "1"},
+            # One thread: numpy's mathematics would start more, which nothing here needs.
+            env={**os.environ, "PYTHONSAFEPATH": "1", "OPENBLAS_NUM_THREADS": "1"},
             # Ctrl-C at the terminal is the runner's to handle.
             start_new_session=True,
         )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from workbench.common.errors import BrokenFileError, RunError, UsageError
 from workbench.common.files import replaced_folder
-from workbench.replay.results import CELL_FILE, TABLES, read_cell_json
+from workbench.replay.results import CELL_FILE, TABLES, TEXT_COLUMNS, read_cell_json
 
 
 def prepare_output(output: Path) -> None:
@@ -83,14 +83,20 @@ def write_result(
             ) from None
 
 
-def _write(
-    part: Path, info: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]
-) -> None:
+def _empty(columns: Sequence[str]) -> Any:
+    import pyarrow as pa
+
+    types = {name: pa.string() if name in TEXT_COLUMNS else pa.int64() for name in columns}
+    return pa.schema(types).empty_table()
+
+
+def _write(part: Path, info: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     for name, columns in TABLES.items():
-        table = pa.table(dict(tables.get(name) or {column: [] for column in columns}))
+        filled = tables.get(name)
+        table = pa.table(dict(filled)) if filled else _empty(columns)
         with (part / f"{name}.parquet").open("wb") as file:
             pq.write_table(table, file, compression="zstd")
             file.flush()

@@ -18,14 +18,20 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 CELL_FILE = "cell.json"
+# Columns of the timeline that have a smallest and a largest value in each bucket.
+SERIES = ("requested", "live_requested", "allocated", "active", "reserved", "segments")
 TABLES: dict[str, tuple[str, ...]] = {
-    "timeline": ("event_first", "event_last", "time_ns", "phase", "step"),
+    "timeline": (
+        *("event_first", "event_last", "time_ns", "phase", "step"),
+        *(f"{name}_{bound}" for name in SERIES for bound in ("min", "max")),
+    ),
     "blocks": (
         *("moment", "segment", "segment_address", "segment_size", "stream", "pool", "offset"),
         *("size", "requested", "state", "alloc_event", "id", "scope", "stack"),
     ),
     "latency": ("state", "kind", "cause", "bucket_low_ns", "bucket_high_ns", "count"),
 }
+TEXT_COLUMNS = ("phase", "moment", "pool", "state", "scope", "stack", "kind", "cause")
 STATUSES = ("ok", "out_of_memory", "plan_mismatch", "crashed", "timed_out", "unavailable")
 # Fields every result has, and the type of each; None where it may be null.
 _FIELDS: dict[str, type | tuple[type, ...]] = {

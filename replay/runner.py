@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from workbench.common.errors import BrokenFileError, RunError, UsageError
+from workbench.common.errors import RunError, UsageError
 from workbench.replay import _engine, measurement
 from workbench.replay.cell import (
     AllocatorSpec,
@@ -90,9 +91,10 @@ class _Job:
     events: Path
     folder: Path
     unavailable: str | None
+    memory: dict[str, Any] | None = None
+    arrays: Path | None = None
     runs: list[dict[str, Any]] = field(default_factory=list)
     broken: RunOutcome | None = None
-    arrays: Path | None = None
 
     @property
     def key(self) -> dict[str, Any]:
@@ -103,10 +105,10 @@ def replay_traces(
     traces: Sequence[str],
     allocators: Sequence[str],
     output: Path,
-    options: Options = Options(),  # noqa: B008 - frozen
+    options: Options = Options(),
     progress: Progress = lambda what, done, total: None,
 ) -> Session:
-    """Measure every cell of `traces` × `allocators` and write the results into `output`.
+    """Measure every cell of `traces` x `allocators` and write the results into `output`.
 
     Args:
         traces: files, folders of ranks, or URLs.
@@ -125,9 +127,9 @@ def replay_traces(
     prepare_output(output)
     session = Session(left_out=left_out)
     machine = describe_machine()
-    with tempfile.TemporaryDirectory(prefix="workbench-replay-") as scratch:
-        jobs = _make_jobs(traces, specs, output, options, Path(scratch), progress)
-        _run(jobs, options, Path(scratch), progress)
+    with _scratch_folder() as scratch:
+        jobs = _make_jobs(traces, specs, output, options, scratch, progress)
+        _run(jobs, options, scratch, progress)
         for job in jobs:
             try:
                 info, tables = _result(job, options, machine)
@@ -139,6 +141,19 @@ def replay_traces(
             if info["outcome"]["status"] in ("crashed", "timed_out", "unavailable"):
                 session.failed.append(job.folder.name)
     return session
+
+
+@contextlib.contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    """A folder for events and workers' files that goes away however the replay ends."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="workbench-replay-") as scratch:
+            yield Path(scratch)
+    except OSError as error:
+        raise RunError(
+            f"cannot write what workers need to {error.filename or tempfile.gettempdir()} "
+            f"({error.strerror}); make room, or set TMPDIR to a folder with more"
+        ) from None
 
 
 def _check(options: Options) -> None:
@@ -208,6 +223,7 @@ def _make_jobs(
     for trace in traces:
         for loaded in load_trace(trace, lambda done, total: progress("Reading", done, total)):
             prepared: dict[str, tuple[Traffic, Path]] = {}
+            devices = loaded.metadata.get("devices", {})
             for spec in specs:
                 info = infos[spec.name]
                 kind = info["kind"]
@@ -219,9 +235,7 @@ def _make_jobs(
                     allocator=spec,
                     kind=kind,
                     backend=backend["name"],
-                    capacity=choose_capacity(
-                        kind, device, loaded.metadata["devices"].get(device), options.capacity
-                    ),
+                    capacity=choose_capacity(kind, device, devices.get(device), options.capacity),
                     completion=options.completion,
                     after_oom=options.after_oom,
                     backend_is_model=backend["is_model"],
@@ -249,13 +263,7 @@ def _make_jobs(
 def _prepare(loaded: LoadedTrace, device: str, folder: Path) -> tuple[Traffic, Path]:
     traffic = loaded.traffic(device)
     folder.mkdir()
-    try:
-        traffic.save(folder)
-    except OSError as error:
-        raise RunError(
-            f"cannot write the prepared events to {folder.parent} ({error.strerror}); make room "
-            "or set TMPDIR to a folder with more"
-        ) from None
+    traffic.save(folder)
     return traffic, folder
 
 
@@ -272,21 +280,25 @@ def _check_folders(jobs: Sequence[_Job], options: Options) -> None:
 
 
 def _run(jobs: Sequence[_Job], options: Options, scratch: Path, progress: Progress) -> None:
-    """All runs of all cells: in each round one of every cell, in random order."""
+    """All runs of all cells: in each round one of every cell, in random order.
+
+    The first round makes the memory passes, the others the timed ones.
+    """
     order = random.Random(options.seed)
-    total = options.repeat * len(jobs)
-    for number in range(options.repeat):
+    rounds = options.repeat + 1
+    total = rounds * len(jobs)
+    for number in range(rounds):
         round_ = list(jobs)
         order.shuffle(round_)
         for place, job in enumerate(round_):
             progress("Replaying", number * len(jobs) + place, total)
             # A cell that broke would break again, at the price of a timeout each.
             if job.unavailable is None and job.broken is None:
-                _run_once(job, number, options, scratch)
+                _run_once(job, options, scratch, memory=number == 0)
     progress("Replaying", total, total)
 
 
-def _run_once(job: _Job, number: int, options: Options, scratch: Path) -> None:
+def _run_once(job: _Job, options: Options, scratch: Path, *, memory: bool) -> None:
     folder = Path(tempfile.mkdtemp(prefix="run-", dir=scratch))
     task = {
         "events": str(job.events),
@@ -299,15 +311,17 @@ def _run_once(job: _Job, number: int, options: Options, scratch: Path) -> None:
             "completion": job.cell.completion,
             "after_oom": job.cell.after_oom,
         },
-        "memory": number == 0,
+        "memory": memory,
     }
     outcome = run_worker(task, folder, options.timeout, options.worker_command)
     if outcome.result is None:
         job.broken = outcome
         return
-    job.runs.append(outcome.result)
-    if number == 0:
+    if memory:
+        job.memory = outcome.result
         job.arrays = folder / "arrays.npz"
+    else:
+        job.runs.append(outcome.result)
 
 
 def _result(
@@ -318,12 +332,12 @@ def _result(
     Raises:
         RunError: passes or processes decided differently.
     """
-    cell, loaded, traffic = job.cell, job.loaded, job.traffic
-    digests = measurement.check_digests(cell, job.runs)
-    memory = job.runs[0]["memory"] if job.runs else None
+    cell, loaded, traffic, memory = job.cell, job.loaded, job.traffic, job.memory
+    digests = measurement.check_digests(cell, memory, job.runs)
     tables: measurement.Tables = {}
-    if memory is not None and job.arrays is not None:
+    if job.arrays is not None:
         tables = measurement.memory_tables(job.arrays, traffic)
+    if job.runs:
         tables["latency"] = measurement.latency_table(job.runs)
     throughput = measurement.throughput_fields(job.runs, options.seed)
     info = {
@@ -357,12 +371,13 @@ def _result(
         "completion": cell.completion,
         "after_oom": cell.after_oom,
         "outcome": _outcome(job, memory),
-        "memory": memory and measurement.memory_fields(memory, tables.get("blocks", {}), cell, traffic),
+        "memory": memory
+        and measurement.memory_fields(memory, tables.get("blocks", {}), cell, traffic),
         "latency": measurement.latency_fields(job.runs, traffic, cell.latency_source, options.seed)
         if job.runs
         else None,
         "throughput": throughput,
-        "harness": measurement.harness_fields(job.runs) if job.runs else None,
+        "harness": measurement.harness_fields(memory, job.runs) if memory and job.runs else None,
         "digests": digests,
         "processes": len(job.runs),
         "seed": options.seed,
@@ -405,6 +420,3 @@ def _warnings(job: _Job, machine: dict[str, Any]) -> list[str]:
     if not len(job.traffic.op):
         warnings.append("The trace has no event to replay on this device.")
     return warnings
-
-
-__all__ = ["BrokenFileError", "Options", "Session", "choose_allocators", "replay_traces"]

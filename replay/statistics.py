@@ -34,7 +34,7 @@ def summary_of_calls(nanoseconds: npt.NDArray[np.float64]) -> dict[str, float]:
 
 def histogram(nanoseconds: npt.NDArray[np.float64]) -> tuple[list[int], list[int]]:
     """Numbers of the occupied logarithmic buckets, and how many calls fell into each."""
-    # Below one nanosecond no clock tells calls apart: bucket −1 holds them all.
+    # Below one nanosecond no clock tells calls apart: bucket -1 holds them all.
     logs = np.log2(np.maximum(nanoseconds, 2.0 ** (-0.5 / BUCKETS_PER_OCTAVE)))
     buckets = np.floor(logs * BUCKETS_PER_OCTAVE).astype(np.int64)
     numbers, counts = np.unique(buckets, return_counts=True)
@@ -80,6 +80,6 @@ def intervals(rows: Sequence[Mapping[str, float]], seed: int) -> dict[str, dict[
 
 
 def spread(samples: Sequence[float]) -> float:
-    """How far processes differ: (largest − smallest) / median."""
+    """How far processes differ: (largest - smallest) / median."""
     middle = float(np.median(samples))
     return (max(samples) - min(samples)) / middle if middle else 0.0

@@ -70,7 +70,7 @@ def _row(info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _bytes(value: int | None) -> str:
-    return "–" if value is None else format_bytes(value)
+    return "-" if value is None else format_bytes(value)
 
 
 def _name(row: Mapping[str, Any], several_traces: bool) -> str:
@@ -97,8 +97,8 @@ def memory_table(cells: Sequence[Mapping[str, Any]]) -> Table:
             _bytes(row["peak_requested_bytes"]),
             _bytes(row["peak_allocated_bytes"]),
             _bytes(row["peak_reserved_bytes"]),
-            "–" if share is None else f"{share:.1%}",
-            "–" if calls is None else f"{calls:,}",
+            "-" if share is None else f"{share:.1%}",
+            "-" if calls is None else f"{calls:,}",
             row["outcome"].replace("_", " "),
         )
     return table
@@ -120,7 +120,7 @@ def speed_table(cells: Sequence[Mapping[str, Any]]) -> Table:
         for state in STATES:
             times = [
                 " / ".join(
-                    "–" if value is None else format_duration(value)
+                    "-" if value is None else format_duration(value)
                     for value in (row[f"{state}_{kind}_{quantile}_ns"] for quantile in QUANTILES)
                 )
                 for kind in KINDS
@@ -130,7 +130,7 @@ def speed_table(cells: Sequence[Mapping[str, Any]]) -> Table:
                 _name(row, several) if state == STATES[0] else "",
                 state,
                 *times,
-                "–" if rate is None else f"{rate:,.0f}",
+                "-" if rate is None else f"{rate:,.0f}",
             )
     return table
 
@@ -192,9 +192,9 @@ class Result:
 
     def __init__(
         self,
-        cells: Sequence[CellResult],
+        cells: Sequence[CellResult] = (),
         left_out: Sequence[tuple[str, str]] = (),
-        temporary: Path | None = None,
+        temporary: str | None = None,
     ) -> None:
         self.cells = list(cells)
         self.left_out = list(left_out)
@@ -227,4 +227,4 @@ class Result:
 
         frame = self.to_pandas().drop(columns=["cell", "trace", "reason"])
         said = "".join(f"<p>{escape(note)}</p>" for note in notes(self.cells, self.left_out))
-        return str(frame.to_html(index=False, na_rep="–")) + said
+        return str(frame.to_html(index=False, na_rep="-")) + said

@@ -47,7 +47,7 @@ def _load_events(folder: Path, slot_count: int) -> tuple[Any, dict[str, np.ndarr
     return _engine.Events(**columns, slot_count=slot_count), columns
 
 
-def _latency(timed: dict[str, Any], columns: dict[str, np.ndarray]) -> dict[str, Any]:
+def _latency(timed: _engine.TimedResult, columns: dict[str, np.ndarray]) -> dict[str, Any]:
     """Quantiles, histograms and totals of one timed pass, and its slowest calls."""
     ticks = timed["ticks"]
     called = np.flatnonzero(ticks)
@@ -115,8 +115,7 @@ def _memory(replay: Any, folder: Path) -> dict[str, Any]:
     part = folder / "arrays.part.npz"
     np.savez(part, **arrays)
     part.replace(folder / "arrays.npz")
-    found.pop("blocks", None)
-    return dict(found)
+    return {name: value for name, value in found.items() if name != "blocks"}
 
 
 def run(task: dict[str, Any]) -> dict[str, Any]:
@@ -124,26 +123,26 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         task: ``events`` (folder), ``slot_count``, ``replay`` (arguments of the engine's Replay),
-            ``memory`` (whether this process also makes the memory pass), ``output`` (folder).
+            ``memory`` (whether to make the memory pass or the timed ones), ``output`` (folder).
+            The memory pass has a process of its own: what timed passes leave in the heap would
+            hide the growth of resident memory, and what it leaves would warm their cold state.
     """
     events, columns = _load_events(Path(task["events"]), task["slot_count"])
     replay = _engine.Replay(events, **task["replay"])
-    result: dict[str, Any] = {"states": {}, "throughput": {}, "digests": {}, "outcomes": {}}
+    if task["memory"]:
+        idle = _throughput(_engine.Replay(events, "null", backend="simulated"), "cold")
+        memory = _memory(replay, Path(task["output"]))
+        return {**memory, "harness_ns_per_event": idle["ns_per_event"] if idle else 0.0}
+    result: dict[str, Any] = {"states": {}, "throughput": {}, "digests": {}}
     for state in STATES:
         timed = replay.timed(state)
         result["states"][state] = _latency(timed, columns)
         result["digests"][state] = timed["digest"]
-        result["outcomes"][state] = timed["outcome"]
         result["clock_cost_ns"] = float(timed["clock_cost_ns"])
     for state in STATES:
         measured = _throughput(replay, state)
         if measured is not None:
             result["throughput"][state] = measured
-    if task["memory"]:
-        idle = _engine.Replay(events, "null", backend="simulated")
-        harness = _throughput(idle, "cold")
-        result["harness_ns_per_event"] = harness["ns_per_event"] if harness else 0.0
-        result["memory"] = _memory(replay, Path(task["output"]))
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import sys
@@ -45,9 +46,9 @@ def command(
     repeat: Annotated[int, typer.Option(help="Timed processes for each cell.")] = 10,
     timeout: Annotated[float, typer.Option(help="Seconds a process may take.")] = 600.0,
     force: Annotated[bool, typer.Option(help="Replace what is in the way.")] = False,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the results.")
-    ] = Path("results"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path(
+        "results"
+    ),
     html: Annotated[Path | None, typer.Option(help="Also write the comparison page.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
@@ -64,10 +65,12 @@ def command(
 
       wb replay run.parquet --allocator caching --repeat 20 --json
     """
-    from workbench.common.errors import RunError
+    from workbench.common.errors import RunError, UsageError
     from workbench.common.units import parse_size
     from workbench.replay.runner import Options, replay_traces
 
+    if html is not None and not html.parent.is_dir():
+        raise UsageError(f"--html {html}: {html.parent} does not exist; make it first")
     options = Options(
         device=device,
         backend=backend,
@@ -81,8 +84,8 @@ def command(
     )
     with _progress() as progress:
         session = replay_traces(traces, allocator or [], output, options, progress)
-    if html is not None:
-        _write_page(output, session, html)
+    if html is not None and session.results:
+        _write_page(session, html, force)
     if as_json:
         print(json.dumps(_document(session), indent=1))
     else:
@@ -122,9 +125,7 @@ class _progress:
 def _document(session: Session) -> dict[str, object]:
     return {
         "cells": [result.info for result in session.results],
-        "left_out": [
-            {"allocator": name, "reason": reason} for name, reason in session.left_out
-        ],
+        "left_out": [{"allocator": name, "reason": reason} for name, reason in session.left_out],
         "errors": session.errors,
     }
 
@@ -152,5 +153,9 @@ def _print(session: Session, output: Path, html: Path | None) -> None:
         )
 
 
-def _write_page(output: Path, session: Session, html: Path) -> None:
-    raise NotImplementedError
+def _write_page(session: Session, html: Path, force: bool) -> None:
+    from workbench.commands import report
+
+    # What it says is for people; standard output may be promised to a JSON document.
+    with contextlib.redirect_stdout(sys.stderr):
+        report.command([result.folder for result in session.results], html, force)

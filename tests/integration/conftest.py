@@ -1,0 +1,64 @@
+"""Traces made up for the tests that replay them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+KINDS = ("alloc", "free")
+Row = tuple[str, int, int]
+
+
+def traffic(count: int, *, first_id: int = 0, size: int = 1000) -> list[Row]:
+    """`count` allocations of growing size, each freed three allocations later, some never."""
+    rows: list[Row] = []
+    for number in range(count):
+        rows.append(("alloc", first_id + number, size + 64 * (number % 7)))
+        old = number - 3
+        if old >= 0 and old % 10:
+            rows.append(("free", first_id + old, size + 64 * (old % 7)))
+    return rows
+
+
+def write_trace(path: Path, rows: Iterable[Row], **changed: Any) -> Path:
+    """Write a trace of `rows`: event, id, size.
+
+    Args:
+        path: the file.
+        rows: events on one device, one microsecond apart.
+        changed: other values for ``device``, ``thread``, ``stream``, ``scope`` of every row, and
+            ``metadata``.
+    """
+    from workbench.recorders.trace import TraceMetadata, TraceWriter
+
+    listed = list(rows)
+    count = len(listed)
+    metadata = TraceMetadata({"program": ["train.py"], **changed.pop("metadata", {})})
+    columns: dict[str, Any] = {
+        "time_ns": [1000 * number for number in range(count)],
+        "event": [event for event, _, _ in listed],
+        "id": [id_ for _, id_, _ in listed],
+        "size": [size for _, _, size in listed],
+    }
+    defaults = {"device": "cpu", "stream": 0, "thread": 0, "pool": 0, "step": 0}
+    for name, value in {**defaults, "phase": "forward", **changed}.items():
+        columns[name] = [value] * count
+    with TraceWriter(path, metadata) as writer:
+        if count:
+            writer.write(columns)
+    return path
+
+
+@pytest.fixture
+def make_trace(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a trace into the test's folder: ``make_trace(rows, name="run", device="cpu")``."""
+
+    def make(rows: Iterable[Row] | None = None, name: str = "run", **changed: Any) -> Path:
+        return write_trace(
+            tmp_path / f"{name}.parquet", traffic(300) if rows is None else rows, **changed
+        )
+
+    return make
