@@ -79,6 +79,14 @@ class MemoryObserver {
         result_.peak_events[column] = number;
       }
     }
+    // Reserved stays at its peak for long; of those events the one with most of it active says how
+    // much was really needed.
+    std::int64_t& peak_event = result_.peak_events[Sample::kReserved];
+    if (now.reserved > 0 && now.reserved == result_.peaks[Sample::kReserved] &&
+        (peak_event == number || now.active > active_at_peak_)) {
+      peak_event = number;
+      active_at_peak_ = now.active;
+    }
     if (options_.full) {
       result_.rows.push_back({sample, now, run_.backend().used(), oom_});
     } else {
@@ -139,6 +147,7 @@ class MemoryObserver {
   Bytes live_requested_ = 0;
   std::size_t buckets_;
   std::int64_t bucket_end_ = 0;
+  Bytes active_at_peak_ = 0;  // active bytes at the event of the peak of reserved
   bool oom_ = false;
 };
 
