@@ -149,8 +149,12 @@ void SpoolMerge::Look(const std::filesystem::path& path) {
   } start{};
   const File file(path);
   const std::ptrdiff_t got = file.Read(&start, sizeof start, 0);
-  // Made ahead and never used, or killed before the header was written: nothing is lost.
-  if (got >= 0 && AllZero(reinterpret_cast<const char*>(&start), sizeof start)) return;
+  // The magic is written last: without it, and without a record, this is a segment made ahead
+  // that no thread came to use.
+  if (got >= 0 && AllZero(start.header.magic, sizeof start.header.magic) &&
+      KindOf(start.first) == spool::Kind::kNone) {
+    return;
+  }
   if (got < static_cast<std::ptrdiff_t>(sizeof start.header) ||
       std::memcmp(start.header.magic, spool::kMagic, sizeof spool::kMagic) != 0 ||
       start.header.version != spool::kVersion || start.header.thread > kLargestThread) {

@@ -6,6 +6,7 @@ the live set. Each rule has a name, listed with its message in docs/trace-format
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -137,9 +138,7 @@ class RowChecks:
                 continue
             if column.null_count and name in REQUIRED:
                 row = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
-                raise row_error(
-                    self.path, "null-value", first_row + row, name, "there is no value"
-                )
+                raise row_error(self.path, "null-value", first_row + row, name, "there is no value")
             if pa.types.is_dictionary(column.type):
                 self._check_dictionary(name, column, first_row)
             elif pa.types.is_string(column.type):
@@ -195,13 +194,14 @@ def check_schema(path: str, schema: pa.Schema) -> None:
     Raises:
         TraceError: a column is missing, there twice, or of another type.
     """
-    for field in SCHEMA:
-        count = schema.names.count(field.name)
-        if count == 0 and not field.nullable:
-            raise _schema_error(path, "missing-column", f"column {field.name} is missing")
+    counts = Counter(schema.names)
+    for name, count in counts.items():
         if count > 1:
-            raise _schema_error(path, "double-column", f"column {field.name} is there twice")
-        if count == 1 and not _same_type(schema.field(field.name).type, field.type):
+            raise _schema_error(path, "double-column", f"column {name} is there {count} times")
+    for field in SCHEMA:
+        if field.name not in counts and not field.nullable:
+            raise _schema_error(path, "missing-column", f"column {field.name} is missing")
+        if field.name in counts and not _same_type(schema.field(field.name).type, field.type):
             raise _schema_error(
                 path,
                 "wrong-column-type",

@@ -119,10 +119,11 @@ class TraceFile:
                 row = first
                 for batch in self._read_group(group, names, BATCH_ROWS):
                     checks.check_columns(batch, row)
-                    part = batch.slice(max(start - row, 0), max(stop - max(start, row), 0))
-                    if part.num_rows:
-                        yield part
-                    row += batch.num_rows
+                    end = row + batch.num_rows
+                    if row < stop and start < end:
+                        skipped = max(start - row, 0)
+                        yield batch.slice(skipped, min(stop, end) - row - skipped)
+                    row = end
             first += rows
 
     def _open(self) -> pq.ParquetFile:
@@ -163,7 +164,9 @@ class TraceFile:
             )
         if end != b"PAR1" or size < 12:
             raise TraceError(
-                self.path, "truncated-file", f"is cut short: its end is missing at byte {size}",
+                self.path,
+                "truncated-file",
+                f"is cut short: its end is missing at byte {size}",
                 _DAMAGED,
             )
 

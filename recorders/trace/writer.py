@@ -65,7 +65,9 @@ class TraceWriter:
 
     def __enter__(self) -> Self:
         if self.path.is_dir():
-            raise UsageError(f"{self.path}: is a folder; name a file, as in {self.path}/run.parquet")
+            raise UsageError(
+                f"{self.path}: is a folder; name a file, as in {self.path}/run.parquet"
+            )
         part = self._cleanup.enter_context(replaced_file(self.path))
         try:
             self._sink = pa.OSFile(str(part), "wb")
@@ -175,7 +177,9 @@ def _to_array(values: Any, field: pa.Field) -> pa.Array:
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
     if not isinstance(values, pa.Array):
-        values = pa.array(np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values)
+        values = pa.array(
+            np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values
+        )
     if values.type == field.type:
         return values
     if pa.types.is_dictionary(field.type) and not pa.types.is_dictionary(values.type):
