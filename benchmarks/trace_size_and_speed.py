@@ -4,7 +4,7 @@ Makes a spool of 10 million events that looks like the training of a transformer
 validates the trace and runs ``wb info``, each in a process of its own:
 
     python benchmarks/trace_size_and_speed.py
-    python benchmarks/trace_size_and_speed.py --trace run.parquet     # bytes per event of a recording
+    python benchmarks/trace_size_and_speed.py --trace run.parquet     # bytes per event of this one
 
 Goals: under 20 s and 1 GB altogether, at most 3 bytes per event.
 """

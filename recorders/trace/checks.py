@@ -67,7 +67,7 @@ class TextCodes:
         return code
 
     def encode(self, column: pa.DictionaryArray) -> npt.NDArray[np.int32]:
-        """One number for each row of `column`; −1 where it is null."""
+        """One number for each row of `column`; -1 where it is null."""
         dictionary = column.dictionary
         if self._last is None or not self._last[0].equals(dictionary):
             codes = np.fromiter((self.code(text) for text in dictionary.to_pylist()), np.int32)
@@ -76,7 +76,8 @@ class TextCodes:
         indices = column.indices
         if column.null_count:
             indices = indices.fill_null(-1)
-        return self._last[1][indices.to_numpy(zero_copy_only=False)]
+        codes_of_rows: npt.NDArray[np.int32] = self._last[1][indices.to_numpy(zero_copy_only=False)]
+        return codes_of_rows
 
 
 @dataclass

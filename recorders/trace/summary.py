@@ -73,7 +73,7 @@ class FileSummary:
         events: number of rows.
         event_counts: rows by event, in order of first appearance.
         first_time_ns, last_time_ns: None without events.
-        last_step: −1 where there are no steps.
+        last_step: -1 where there are no steps.
         devices: one entry for each device that something was allocated on, highest peak first.
         sizes: requested sizes of allocations, by power of two.
         lifetimes_in_events, lifetimes_in_ns: from allocation to free, of what was freed.

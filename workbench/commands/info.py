@@ -81,17 +81,15 @@ def _summarise(trace: Trace, show_progress: bool) -> list[FileSummary]:
     hidden = not (show_progress and errors.is_terminal)
     with Progress(console=errors, transient=True, disable=hidden) as progress:
         task = progress.add_task("Reading", total=max(trace.rows, 1))
-        before = 0
+        done_before = 0
+
+        def advance(done: int, _: int) -> None:
+            progress.update(task, completed=done_before + done)
+
         summaries = []
         for file in trace.files:
-            offset = before
-            summaries.append(
-                summarise(
-                    file,
-                    lambda done, _, offset=offset: progress.update(task, completed=offset + done),
-                )
-            )
-            before += file.rows
+            summaries.append(summarise(file, advance))
+            done_before += file.rows
     return summaries
 
 
@@ -218,7 +216,7 @@ def _devices_table(summary: FileSummary) -> Table:
 
     table = _table(
         "Live memory (requested bytes)",
-        "device", "peak live", "blocks", "at event", "time", "step", "phase", "live at end", "blocks",
+        "device", "peak live", "blocks", "event", "time", "step", "phase", "live at end", "blocks",
     )  # fmt: skip
     for device in summary.devices:
         table.add_row(
@@ -312,13 +310,14 @@ def _files_table(summaries: list[FileSummary]) -> Table:
     table = _table("Files", "file", "device", "events", "span", "peak live", "complete", left=2)
     for summary in summaries:
         name = summary.path.rsplit("/", 1)[-1]
-        for device in summary.devices or [None]:
+        peaks = [(_plain(device.device), device.peak_bytes) for device in summary.devices]
+        for device, peak in peaks or [("none", 0)]:
             table.add_row(
                 _plain(name),
-                _plain(device.device) if device else "none",
+                device,
                 f"{summary.events:,}",
                 _span(summary),
-                format_bytes(device.peak_bytes) if device else "none",
+                format_bytes(peak),
                 "yes" if summary.metadata["complete"] else "[yellow]no[/]",
             )
     return table

@@ -27,14 +27,14 @@ inline std::uint64_t monotonic_ns() {
 
 #if defined(__x86_64__)
 
-// The counter must run at one rate, through sleep states, alike on all cores: the processor says the
-// first two, and the kernel leaves the sources named here when it finds cores that disagree.
+// The counter must run at one rate, through sleep states, alike on all cores: the processor says
+// the first two, and the kernel leaves the sources named here when it finds cores that disagree.
 inline bool ticks_are_a_clock() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (!__get_cpuid(0x80000007, &a, &b, &c, &d) || !(d & (1U << 8))) return false;
   if (!__get_cpuid(0x80000001, &a, &b, &c, &d) || !(d & (1U << 27))) return false;  // rdtscp
-  const int file =
-      open("/sys/devices/system/clocksource/clocksource0/current_clocksource", O_RDONLY | O_CLOEXEC);
+  const int file = open("/sys/devices/system/clocksource/clocksource0/current_clocksource",
+                        O_RDONLY | O_CLOEXEC);
   if (file < 0) return true;  // no such file in many containers; the processor's word stands
   char source[32] = {};
   const auto length = read(file, source, sizeof source - 1);

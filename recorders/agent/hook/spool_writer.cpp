@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -78,30 +79,53 @@ std::uint64_t thread_id() { return static_cast<std::uint64_t>(syscall(SYS_gettid
 
 void count(std::uint64_t& counter) { std::atomic_ref(counter).fetch_add(1); }
 
-void* map_file(const char* name, std::size_t bytes, int* error) {
-  const int file = openat(folder, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-  if (file < 0) {
-    *error = errno;
-    return nullptr;
+// Zeros are there already, but written in large pieces they make large folios in the page cache,
+// and mapping those costs a fifth of what page faults on an empty file do.
+int write_zeros(int file, std::size_t bytes) {
+  static std::byte zeros[std::size_t{64} << 10];  // only read, so never more than one zero page
+  iovec pieces[16];
+  for (iovec& piece : pieces) piece = {zeros, sizeof zeros};
+  for (std::size_t at = 0; at < bytes;) {
+    const std::size_t count =
+        std::clamp((bytes - at) / sizeof zeros, std::size_t{1}, std::size_t{16});
+    if (count == 1) pieces[0].iov_len = std::min(bytes - at, sizeof zeros);
+    const ssize_t written = pwritev(file, pieces, static_cast<int>(count), static_cast<off_t>(at));
+    if (written <= 0) return written < 0 ? errno : ENOSPC;
+    at += static_cast<std::size_t>(written);
   }
-  // Allocated, not only made longer: a full disk is an error here, not a SIGBUS at a store later.
-  *error = posix_fallocate(file, 0, static_cast<off_t>(bytes));
-  void* base = MAP_FAILED;
-  if (*error == 0) {
-    base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-    if (base == MAP_FAILED) *error = errno;
-  }
-  close(file);
-  if (base != MAP_FAILED) return base;
-  unlinkat(folder, name, 0);
-  return nullptr;
+  return 0;
 }
 
 // Page faults on a file are dear: take them here, in one go, not one by one in the program's path.
 void prefault(std::byte* base, std::size_t bytes) {
   if (madvise(base, bytes, MADV_POPULATE_WRITE) == 0) return;
   const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-  for (std::size_t at = 0; at < bytes; at += page) *static_cast<volatile std::byte*>(base + at) = {};
+  for (std::size_t at = 0; at < bytes; at += page)
+    *static_cast<volatile std::byte*>(base + at) = {};
+}
+
+// A new file of zeros in RAM, mapped.
+void* map_file(int in_folder, const char* name, std::size_t bytes, int* error) {
+  const int file = openat(in_folder, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+  if (file < 0) {
+    *error = errno;
+    return nullptr;
+  }
+  // Allocated, not only made longer: a full disk is an error here, not a SIGBUS at a store later.
+  *error = posix_fallocate(file, 0, static_cast<off_t>(bytes));
+  if (*error == 0) *error = write_zeros(file, bytes);
+  void* base = MAP_FAILED;
+  if (*error == 0) {
+    base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    if (base == MAP_FAILED) *error = errno;
+  }
+  close(file);
+  if (base != MAP_FAILED) {
+    prefault(static_cast<std::byte*>(base), bytes);
+    return base;
+  }
+  unlinkat(in_folder, name, 0);
+  return nullptr;
 }
 
 bool leaves_room_for_the_program(std::size_t bytes) {
@@ -110,34 +134,54 @@ bool leaves_room_for_the_program(std::size_t bytes) {
   return static_cast<std::uint64_t>(disk.f_bavail) * disk.f_frsize >= keep_free + bytes;
 }
 
-Segment* make_segment(std::size_t bytes, StopReason* reason) {
+// A number for a new segment, and its bytes taken from what is left.
+struct Ticket {
+  std::uint64_t number;
+  std::size_t bytes;
+};
+
+bool reserve(std::size_t bytes, Ticket* ticket, StopReason* reason) {
   if (bytes > bytes_left || !leaves_room_for_the_program(bytes)) {
     *reason = StopReason::kSpoolLimit;
-    return nullptr;
+    return false;
   }
+  bytes_left -= bytes;
+  *ticket = {segments_made++, bytes};
+  return true;
+}
+
+// Needs no lock.
+Segment* make_segment(const Ticket& ticket, int in_folder, StopReason* reason) {
   char name[32];
-  snprintf(name, sizeof name, "events-%llu", static_cast<unsigned long long>(segments_made));
+  snprintf(name, sizeof name, "events-%llu", static_cast<unsigned long long>(ticket.number));
   int error = 0;
-  auto* const base = static_cast<std::byte*>(map_file(name, bytes, &error));
+  auto* const base = static_cast<std::byte*>(map_file(in_folder, name, ticket.bytes, &error));
   if (base == nullptr) {
     *reason = error == ENOSPC || error == EDQUOT ? StopReason::kDiskFull : StopReason::kOther;
     return nullptr;
   }
   auto* const segment = new (std::nothrow) Segment{};
   if (segment == nullptr) {
-    munmap(base, bytes);
+    munmap(base, ticket.bytes);
     *reason = StopReason::kOther;
     return nullptr;
   }
-  bytes_left -= bytes;
   segment->base = base;
-  segment->bytes = bytes;
-  segment->session = last_session;
+  segment->bytes = ticket.bytes;
   segment->next = reinterpret_cast<Record*>(base + sizeof(SegmentHeader));
   auto* const header = reinterpret_cast<SegmentHeader*>(base);
   header->version = kVersion;
   header->thread = ~0U;
-  header->sequence = segments_made++;
+  header->sequence = ticket.number;
+  return segment;
+}
+
+// For a thread that cannot wait for the helper.
+Segment* make_segment_now(std::size_t bytes, StopReason* reason) {
+  Ticket ticket;
+  if (!reserve(bytes, &ticket, reason)) return nullptr;
+  Segment* const segment = make_segment(ticket, folder, reason);
+  if (segment != nullptr) segment->session = last_session;
   return segment;
 }
 
@@ -161,19 +205,22 @@ void* run_helper(void*) {
   pthread_mutex_lock(&lock);
   for (;;) {
     while (spare_bytes == 0) pthread_cond_wait(&spare_wanted, &lock);
+    // Where this fails, the thread that needs the segment meets the same and stops the recording.
     StopReason reason = StopReason::kNone;
-    Segment* const segment = make_segment(spare_bytes, &reason);
+    Ticket ticket;
+    const bool reserved = reserve(spare_bytes, &ticket, &reason);
+    const std::uint64_t session = last_session;
+    const int in_folder = fcntl(folder, F_DUPFD_CLOEXEC, 0);  // a new session closes the other
     spare_bytes = 0;
-    // Nobody else knows the segment yet, and its pages take a while: not under the lock.
-    if (segment != nullptr) {
-      pthread_mutex_unlock(&lock);
-      prefault(segment->base, segment->bytes);
-      pthread_mutex_lock(&lock);
-    }
-    // Where this failed, the thread that needs the segment meets the same and stops the recording.
-    if (segment != nullptr && segment->session == last_session && spare == nullptr) {
+    pthread_mutex_unlock(&lock);
+    Segment* const segment = reserved ? make_segment(ticket, in_folder, &reason) : nullptr;
+    if (segment != nullptr) segment->session = session;
+    close(in_folder);
+    pthread_mutex_lock(&lock);
+    if (segment == nullptr) continue;
+    if (session == last_session && spare == nullptr) {
       spare = segment;
-    } else if (segment != nullptr) {
+    } else {
       drop(segment);
     }
   }
@@ -271,12 +318,11 @@ bool attach_thread() {
     reusable = segment->link;
   } else {
     StopReason reason = StopReason::kNone;
-    segment = make_segment(kFirstSegmentBytes, &reason);
+    segment = make_segment_now(kFirstSegmentBytes, &reason);
     if (segment == nullptr) {
       stop_recording(reason);
       return false;
     }
-    prefault(segment->base, segment->bytes);
   }
   use_segment(segment);
   sign_segment(segment, threads_seen++, thread_id());
@@ -292,12 +338,11 @@ bool take_next_segment() {
     spare = nullptr;
   } else {
     StopReason reason = StopReason::kNone;
-    next = make_segment(wanted, &reason);
+    next = make_segment_now(wanted, &reason);
     if (next == nullptr) {
       stop_recording(reason);
       return false;
     }
-    prefault(next->base, next->bytes);
   }
   use_segment(next);
   sign_segment(next, full->thread, full->thread_id);
@@ -347,9 +392,8 @@ int start_session(const SessionOptions& options) {
   folder = open(options.folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (folder < 0) return errno;
   int error = 0;
-  auto* const page = static_cast<ControlPage*>(map_file("control", 4096, &error));
+  auto* const page = static_cast<ControlPage*>(map_file(folder, "control", 4096, &error));
   if (page == nullptr) return error;
-  prefault(reinterpret_cast<std::byte*>(page), 4096);
   page->version = kVersion;
   page->process_id = static_cast<std::uint32_t>(getpid());
   page->clock_kind = use_ticks ? ClockKind::kTicks : ClockKind::kNanoseconds;

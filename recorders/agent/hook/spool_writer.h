@@ -32,7 +32,7 @@ extern ControlPage* control;  // of the recording in progress or the last one; n
 
 struct SessionOptions {
   const char* folder;
-  std::uint64_t limit_bytes;  // of all segments together
+  std::uint64_t limit_bytes;      // of all segments together
   std::uint64_t keep_free_bytes;  // recording stops before the disk has less than this
 };
 
