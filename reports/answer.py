@@ -8,16 +8,17 @@ from workbench.reports import formats
 from workbench.reports.cells import Cell
 
 
-def answer(cells: Sequence[Cell]) -> list[str]:
-    """Sentences about the cells of one trace, as HTML.
+def answer(cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
+    """What to conclude about the cells of one trace, and what to keep in mind, as HTML sentences.
 
     Only what can serve the recorded program as it is can be the answer: as-if replays are told
-    separately, and never as a recommendation.
+    among the remarks, and never as a recommendation.
     """
     fit = [cell for cell in cells if cell.status == "ok" and cell.peak("reserved") is not None]
     real = sorted((c for c in fit if not c.as_if), key=_reserved)
     as_if = sorted((c for c in fit if c.as_if), key=_reserved)
-    sentences = []
+    sentences: list[str] = []
+    remarks: list[str] = []
     if real:
         best = real[0]
         sentences.append(
@@ -31,28 +32,28 @@ def answer(cells: Sequence[Cell]) -> list[str]:
             else:
                 sentences.append(
                     f"{_name(most)} needs the most of those that can serve it: "
-                    f"{formats.size(most.peak('reserved'))}{_distance(most)}."
+                    f"<strong>{formats.size(most.peak('reserved'))}</strong>{_distance(most)}."
                 )
     elif not as_if:
         sentences.append("No allocator got through this trace; the table says where each ended.")
     if as_if:
         told = ", ".join(f"{_name(c)} {formats.size(c.peak('reserved'))}" for c in as_if)
-        sentences.append(
+        remarks.append(
             f"Replayed as if the traffic were a device's: {told}. "
             "That shows how these allocators behave, not what to deploy in this program."
         )
     for cell in cells:
         if cell.status == "out_of_memory":
-            sentences.append(f"{_name(cell)} ran out of memory.")
+            remarks.append(f"{_name(cell)} ran out of memory.")
         elif cell.status != "ok":
-            sentences.append(f"{_name(cell)} has no result: {cell.status.replace('_', ' ')}.")
+            remarks.append(f"{_name(cell)} has no result: {cell.status.replace('_', ' ')}.")
     if cells and not cells[0].info["trace"]["complete"]:
         lost = cells[0].info["trace"]["lost_events"]
-        sentences.append(
+        remarks.append(
             f"The recording is incomplete ({formats.count(lost)} events lost): "
             "true peaks may be higher."
         )
-    return sentences
+    return sentences, remarks
 
 
 def _reserved(cell: Cell) -> int:
@@ -64,5 +65,10 @@ def _name(cell: Cell) -> str:
 
 
 def _distance(cell: Cell) -> str:
-    distance = formats.above(cell.peak("reserved"), cell.live_peak)
-    return f", {distance} against the peak of live memory" if distance else ""
+    reserved = cell.peak("reserved")
+    if reserved is None or not cell.live_peak:
+        return ""
+    excess = reserved / cell.live_peak - 1
+    if excess < 0.0005:
+        return ", the peak of live memory and no more"
+    return f", {formats.share(excess)} above the peak of live memory"

@@ -188,7 +188,7 @@ def _unique_labels(results: Sequence[CellResult]) -> list[str]:
         lambda info: (
             "unlimited"
             if info["capacity"]["bytes"] is None
-            else formats.size(info["capacity"]["bytes"])
+            else f"capacity {formats.size(info['capacity']['bytes'])}"
         ),
         lambda info: f"completion {info['completion']}",
         lambda info: str(info["name"]),

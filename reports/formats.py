@@ -50,7 +50,15 @@ def size(value: float | None) -> str:
 
 def duration(value: float | None) -> str:
     """Nanoseconds in the fitting unit, as ``3.50 ms``."""
-    return NOT_REPORTED if value is None else format_duration(value)
+    return NOT_REPORTED if value is None else _three_digits(format_duration(value))
+
+
+def _three_digits(text: str) -> str:
+    """``142.50 µs`` as ``142 µs``: more digits than a measurement has would mislead."""
+    number, unit = text.split()
+    digits = number.lstrip("-").partition(".")[0]
+    places = 0 if unit == "ns" else max(3 - len(digits), 0)
+    return f"{float(number):.{places}f} {unit}"
 
 
 def share(value: float | None) -> str:

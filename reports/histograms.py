@@ -84,7 +84,7 @@ def panels(
     states, kinds = states_of(cells), kinds_of(cells)
     data: list[dict[str, Any]] = []
     layout: dict[str, Any] = {
-        "margin": {"l": 56, "r": 16, "t": 64, "b": 96},
+        "margin": {"l": 56, "r": 16, "t": 24, "b": 96},
         "hovermode": "closest",
         "legend": {"orientation": "h", "y": 0, "yref": "container", "yanchor": "bottom"},
         "annotations": [],
@@ -98,6 +98,7 @@ def panels(
             "type": "log",
             "anchor": f"y{axis}",
             "exponentformat": "SI",
+            "minexponent": 0,
             "ticksuffix": "s",
             "dtick": 1,
             "title": {"text": "time of one call" if last else ""},
@@ -150,12 +151,12 @@ def panels(
                         "hovertemplate": f"{name}<br>{kind}, {state}<br>{hover}<extra></extra>",
                     }
                 )
-    layout["updatemenus"] = _buttons(states, [line["meta"] for line in data])
     return Drawing(
         figure={"data": data, "layout": layout},
         words=_words(cells, states),
-        height=160 + 230 * len(kinds),
+        height=130 + 230 * len(kinds),
         key=key,
+        choices=tuple(states),
     )
 
 
@@ -173,28 +174,3 @@ def _words(cells: Sequence[Cell], states: Sequence[str]) -> str:
     sources = {(cell.info.get("latency") or {}).get("source") for cell in cells}
     whose = " The latency is of our own implementation." if sources == {"ours"} else ""
     return f"{'; '.join(told)}.{whose}"
-
-
-def _buttons(states: Sequence[str], state_of_line: Sequence[str]) -> list[dict[str, Any]]:
-    """A pair of buttons above the chart that show one state at a time."""
-    return [
-        {
-            "type": "buttons",
-            "direction": "right",
-            "x": 0,
-            "xanchor": "left",
-            "y": 1,
-            "yref": "container",
-            "yanchor": "top",
-            "pad": {"t": 4},
-            "showactive": True,
-            "buttons": [
-                {
-                    "label": state,
-                    "method": "restyle",
-                    "args": [{"visible": [of_line == state for of_line in state_of_line]}],
-                }
-                for state in states
-            ],
-        }
-    ]

@@ -73,10 +73,10 @@ def page(results: Sequence[CellResult]) -> str:
 def _heading(groups: dict[str, list[Cell]]) -> str:
     """The program's name where there is one trace, else how many."""
     if len(groups) > 1:
-        return f"{len(groups)} traces compared"
+        return f"Allocators compared on {len(groups)} traces"
     (trace, members), *_ = groups.items()
     program = members[0].info["trace"]["program"]
-    return PurePath(str(program[0])).name if program else trace
+    return f"Allocators compared on {PurePath(str(program[0])).name if program else trace}"
 
 
 def _group(trace: str, cells: Sequence[Cell], several: bool) -> str:
@@ -88,12 +88,19 @@ def _group(trace: str, cells: Sequence[Cell], several: bool) -> str:
         f"live memory peaks at {formats.size(info['peak_live_bytes'])}",
     ]
     states = [s for s in ("steady", "cold") if any(c.latencies(s) for c in cells)]
+    sentences, remarks = answer(cells)
     heading = f"<h2>{formats.markup(trace)}</h2>" if several else ""
     return (
         f'<section class="answer">{heading}<p class="facts">{" · ".join(facts)}</p>'
-        f'<p class="lead">{" ".join(answer(cells))}</p>'
+        f'<p class="lead">{" ".join(sentences)}</p>'
+        f"{_items(remarks, 'remarks')}"
         f"{tables.summary(cells, states[0] if states else 'steady')}</section>"
     )
+
+
+def _items(sentences: Sequence[str], style: str) -> str:
+    told = "".join(f"<li>{sentence}</li>" for sentence in sentences)
+    return f'<ul class="{style}">{told}</ul>' if told else ""
 
 
 def _charts(cells: Sequence[Cell]) -> tuple[dict[str, Any], list[str]]:
@@ -114,6 +121,7 @@ def _charts(cells: Sequence[Cell]) -> tuple[dict[str, Any], list[str]]:
         figures[name] = drawing.figure
         sections.append(
             f'<section class="chart">{heading}<p class="key">{formats.markup(drawing.key)}</p>'
+            f"{_choices(name, drawing.choices)}"
             f'<figure aria-labelledby="{name}-title" aria-describedby="{name}-words">'
             f'<div class="plot" id="{name}" style="height:{drawing.height}px">'
             "<noscript>The chart needs JavaScript; the words below say what it shows.</noscript>"
@@ -122,6 +130,18 @@ def _charts(cells: Sequence[Cell]) -> tuple[dict[str, Any], list[str]]:
             "</figure></section>"
         )
     return figures, sections
+
+
+def _choices(name: str, choices: Sequence[str]) -> str:
+    """Buttons to choose what the chart `name` shows; none where there is nothing to choose."""
+    if len(choices) < 2:
+        return ""
+    buttons = "".join(
+        f'<label><input type="radio" name="{name}" value="{formats.markup(choice)}"'
+        f"{' checked' if choice == choices[0] else ''}>{formats.markup(choice)}</label>"
+        for choice in choices
+    )
+    return f'<fieldset class="choices"><legend>State</legend>{buttons}</fieldset>'
 
 
 def _what_was_run(groups: dict[str, list[Cell]]) -> str:

@@ -21,7 +21,7 @@ _SOURCE_MEANING = {
 }
 _QUANTILES = (("p50_ns", "p50"), ("p99_ns", "p99"), ("max_ns", "max"))
 _KINDS = ("alloc", "free")
-_COLUMNS = 6 + len(_KINDS) * len(_QUANTILES) + 1
+_COLUMNS = 7 + len(_KINDS) * len(_QUANTILES) + 1
 
 
 def badge(word: str, meaning: str, kind: str = "mark") -> str:
@@ -91,7 +91,7 @@ def _row(cell: Cell, state: str) -> str:
     )
     body = "".join(f'<td class="number">{number}</td>' for number in numbers)
     ended = _ended(cell)
-    below = f'<tr class="ended"><td></td><td colspan="{_COLUMNS}">{ended}</td></tr>'
+    below = f'<tr class="ended"><td colspan="{_COLUMNS}"><div>{ended}</div></td></tr>'
     return f"<tr>{header}{body}</tr>" + (below if ended else "")
 
 
@@ -99,10 +99,11 @@ def _spread(interval: dict[str, Any] | None, text: Any) -> str:
     """The median, and below it the interval over processes where there is one."""
     if not interval:
         return "not measured"
-    median, low, high = (text(interval[part]) for part in ("median", "low", "high"))
+    median, low, high = (str(text(interval[part])) for part in ("median", "low", "high"))
     if len(interval.get("samples") or ()) < 2 or low == high:
-        return str(median)
-    return f'{median}<span class="spread">{low} to {high}</span>'
+        return median
+    number, _, unit = low.rpartition(" ")
+    return f'{median}<span class="spread">{number if high.endswith(unit) else low} to {high}</span>'
 
 
 def _ended(cell: Cell) -> str:

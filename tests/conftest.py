@@ -42,6 +42,7 @@ def _latency(slower: float) -> dict[str, Any]:
 def write_result(
     folder: Path,
     name: str = "caching",
+    /,
     *,
     overhead: float = 0.2,
     slower: float = 1.0,
@@ -91,8 +92,7 @@ def write_result(
     edges = 10 ** (1 + np.arange(61) / 12) * slower
     shape = np.exp(-(((np.arange(60) - 8) / 4.0) ** 2)) * 5000 + np.where(np.arange(60) < 45, 2, 0)
     histogram: dict[str, list[Any]] = {
-        part: []
-        for part in ("state", "kind", "cause", "bucket_low_ns", "bucket_high_ns", "count")
+        part: [] for part in ("state", "kind", "cause", "bucket_low_ns", "bucket_high_ns", "count")
     }
     for state in ("cold", "steady") if timed else ():
         for kind in ("alloc", "free"):
@@ -205,7 +205,7 @@ def make_result() -> Callable[..., Path]:
 
 @pytest.fixture
 def synthetic_results(tmp_path: Path) -> Path:
-    """A folder of four results: one ordinary, one cheap, one as-if on a model, one out of memory."""
+    """Four results: one ordinary, one frugal, one as-if on a model, one out of memory."""
     folder = tmp_path / "results"
     write_result(folder, "cpu-caching", overhead=0.35, slower=1.4)
     write_result(folder, "direct", overhead=0.0, slower=40)

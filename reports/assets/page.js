@@ -35,12 +35,6 @@
         hoverlabel: { bgcolor: ground, bordercolor: soft, font: { color: ink }, align: "left" },
         legend: { font: { color: ink }, itemsizing: "constant" },
         modebar: { bgcolor: "rgba(0,0,0,0)", color: soft, activecolor: ink },
-        updatemenudefaults: {
-          bgcolor: ground,
-          bordercolor: soft,
-          borderwidth: 1,
-          font: { color: ink },
-        },
         annotationdefaults: { font: { color: ink } },
       },
     };
@@ -52,17 +46,30 @@
     return { place, figure };
   });
 
+  // What the reader chose to see of a chart, or null where there is nothing to choose.
+  function chosen(place) {
+    const button = document.querySelector(`input[name="${place.id}"]:checked`);
+    return button === null ? null : button.value;
+  }
+
   function draw(onPaper) {
     for (const { place, figure } of plots) {
-      const layout = { ...figure.layout, template: theme(onPaper), autosize: true };
+      const layout = { ...figure.layout, template: theme(onPaper) };
+      // Paper is A4 across less its margins, whatever the width of the screen.
+      if (onPaper) layout.width = 1030;
       // Text under a finger would zoom the chart when the reader means to scroll the page.
       layout.dragmode = window.matchMedia("(pointer: coarse)").matches ? false : "zoom";
-      window.Plotly.react(place, figure.data, layout, config);
+      const shown = chosen(place);
+      const data = figure.data.map((line) =>
+        shown === null ? line : { ...line, visible: line.meta === shown },
+      );
+      window.Plotly.react(place, data, layout, config);
     }
   }
 
   draw(false);
   dark.addEventListener("change", () => draw(false));
+  document.addEventListener("change", () => draw(false));
   window.addEventListener("beforeprint", () => draw(true));
   window.addEventListener("afterprint", () => draw(false));
   document.documentElement.dataset.drawn = String(plots.length);

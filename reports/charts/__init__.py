@@ -32,12 +32,15 @@ class Drawing:
         words: what the chart shows, in sentences with numbers, for those who cannot see it.
         height: in CSS pixels.
         key: how to read the marks, one sentence shown above the chart.
+        choices: values of `meta` of the figure's traces, of which the page shows one at a time and
+            lets the reader choose; the first at first. Empty: all traces are shown.
     """
 
     figure: dict[str, Any]
     words: str
     height: int
     key: str
+    choices: tuple[str, ...] = ()
 
 
 class Chart(Protocol):

@@ -15,9 +15,9 @@ ORDER = 10
 _MIB = 2**20
 # Name, width of the bar as a share of the row, opacity: the bars lie inside one another.
 _BARS = (
-    ("reserved", "reserved", 0.5, 0.3),
-    ("allocated", "allocated", 0.3, 0.55),
-    ("live_requested", "live requested", 0.12, 1.0),
+    ("reserved", "reserved", 0.38, 0.3),
+    ("allocated", "allocated", 0.24, 0.55),
+    ("live_requested", "live requested", 0.1, 1.0),
 )
 
 
@@ -42,13 +42,24 @@ def figure(cells: Sequence[Cell]) -> Drawing:
             position += 0.6
         ordered = sorted(members, key=_reserved_or_last)
         live = members[0].live_peak
-        shapes.append(_floor(live, position - 0.55, position + len(ordered) - 0.6))
+        bottom = position + len(ordered) - 0.65
+        shapes.append(_floor(live, position - 0.3, bottom))
+        annotations.append(
+            {
+                "text": f"live {formats.size(live)}",
+                "x": live / _MIB,
+                "xanchor": "right",
+                "y": bottom,
+                "yanchor": "top",
+                "showarrow": False,
+            }
+        )
         for cell in ordered:
             rows.append(cell)
             positions.append(position)
-            annotations.append(_text(_headline(cell), position - 0.3))
+            annotations.append(_text(_headline(cell), position - 0.22))
             position += 1
-        position += 0.3
+        position += 0.45
     data: list[dict[str, Any]] = [
         _bars(rows, positions, name, title, width, opacity) for name, title, width, opacity in _BARS
     ]
@@ -62,7 +73,7 @@ def figure(cells: Sequence[Cell]) -> Drawing:
                 "xaxis": {"title": {"text": "peak, MiB"}, "rangemode": "tozero"},
                 "yaxis": {
                     "visible": False,
-                    "range": [position - 0.5, -0.75],
+                    "range": [position - 0.5, -0.85],
                     "fixedrange": True,
                 },
                 "shapes": shapes,
@@ -72,7 +83,7 @@ def figure(cells: Sequence[Cell]) -> Drawing:
             },
         },
         words=_words(groups),
-        height=int(110 + 58 * position),
+        height=int(110 + 72 * position),
         key="Peaks of a cold run. No allocator can get under the dashed line, the peak of live "
         "memory: what the program itself held.",
     )
@@ -85,10 +96,13 @@ def _reserved_or_last(cell: Cell) -> float:
 
 def _headline(cell: Cell) -> str:
     reserved = cell.peak("reserved")
-    told = f"<b>{cell.chart_label}</b>  {formats.size(reserved)}"
+    told = f"<b>{cell.chart_label}</b><br>{formats.size(reserved)}"
+    if reserved is not None:
+        told += " reserved"
     if cell.status != "ok":
         return f"{told}, {cell.status.replace('_', ' ')}"
-    return f"{told}, {formats.above(reserved, cell.live_peak)}" if reserved is not None else told
+    distance = formats.above(reserved, cell.live_peak)
+    return f"{told}, {distance} over live" if distance else told
 
 
 def _text(text: str, row: float) -> dict[str, Any]:
@@ -152,7 +166,7 @@ def _legend() -> list[dict[str, Any]]:
             "x": [None],
             "y": [None],
             "name": title,
-            "marker": {"color": "#808790", "opacity": opacity},
+            "marker": {"color": f"rgba(128,135,144,{opacity})"},
             "hoverinfo": "skip",
         }
         for _, title, _, opacity in _BARS

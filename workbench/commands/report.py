@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Annotated
@@ -56,8 +57,10 @@ def command(
         with replaced_file(output) as part:
             part.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise RunError(
-            f"cannot write {output} ({os.strerror(error.errno or 0)}); nothing half-written was "
-            "left: make room, or name another file with -o"
-        ) from None
+        problem = f"cannot write {output} ({os.strerror(error.errno or 0)})"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise RunError(
+                f"{problem}; nothing half-written was left: make room, or name another file with -o"
+            ) from None
+        raise UsageError(f"{problem}; name another file with -o") from None
     typer.echo(f"{output}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser")
