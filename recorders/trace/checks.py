@@ -211,8 +211,12 @@ def check_schema(path: str, schema: pa.Schema) -> None:
 
 
 def _same_type(found: Any, wanted: Any) -> bool:
+    """Whether a column may have type `found`: text as pandas writes it back is as good."""
     if pa.types.is_dictionary(wanted):
-        return pa.types.is_dictionary(found) and bool(pa.types.is_string(found.value_type))
+        wanted = wanted.value_type
+        found = found.value_type if pa.types.is_dictionary(found) else found
+    if pa.types.is_string(wanted):
+        return bool(pa.types.is_string(found) or pa.types.is_large_string(found))
     return bool(found == wanted)
 
 

@@ -36,6 +36,7 @@ class TraceFile:
     def __init__(self, location: Location) -> None:
         self.path = location.shown
         self._location = location
+        self._text_columns: list[str] = []  # asking for one that is not there is an error
         file = self._open()
         try:
             self._footer = file.metadata
@@ -63,6 +64,7 @@ class TraceFile:
                 f"row groups, and metadata key 'events' is {said}",
                 _DAMAGED,
             )
+        self._text_columns = [name for name in TEXT_COLUMNS if name in found.names]
         absent = [field for field in SCHEMA if field.name not in found.names]
         self._absent = {field.name for field in absent}
         self.schema = pa.schema([*(_as_read(field) for field in found), *absent])
@@ -115,7 +117,7 @@ class TraceFile:
         checks = RowChecks(self.path)
         first = 0
         for group, rows in enumerate(self._row_groups):
-            if first < stop and start < first + rows:
+            if start < stop and first < stop and start < first + rows:
                 row = first
                 for batch in self._read_group(group, names, BATCH_ROWS):
                     checks.check_columns(batch, row)
@@ -131,7 +133,7 @@ class TraceFile:
         try:
             return pq.ParquetFile(
                 self._location.filesystem.open_input_file(self._location.path),
-                read_dictionary=list(TEXT_COLUMNS),
+                read_dictionary=self._text_columns,
                 page_checksum_verification=True,
                 # Buffering ahead keeps whole row groups of every column in memory.
                 pre_buffer=False,
@@ -245,10 +247,19 @@ def _complete(batch: pa.RecordBatch, fields: list[Any]) -> pa.RecordBatch:
         if field.name not in batch.schema.names:
             columns.append(pa.nulls(batch.num_rows, field.type))
             continue
-        column = batch.column(field.name)
-        if column.type != field.type:
-            column = column.cast(field.type)
-        columns.append(column)
+        columns.append(_as_type(batch.column(field.name), field.type))
     # Nulls where none may be are for the checks to report: not for Arrow to take on trust.
     loose = pa.schema([pa.field(field.name, field.type) for field in fields])
     return pa.RecordBatch.from_arrays(columns, schema=loose)
+
+
+def _as_type(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    if column.type == kind:
+        return column
+    if not pa.types.is_dictionary(kind):
+        return column.cast(kind)
+    if not pa.types.is_dictionary(column.type):
+        column = column.dictionary_encode()
+    return pa.DictionaryArray.from_arrays(
+        column.indices.cast(kind.index_type), column.dictionary.cast(kind.value_type), safe=False
+    )
