@@ -154,9 +154,10 @@ def slug(parts: Sequence[str]) -> str:
     Characters that are safe in every file system are kept. Where a name is cut short, or had
     characters other than separators, a digest of the original tells it from its likes.
     """
-    name = ".".join(_UNSAFE.sub("-", part).strip("-") for part in parts)
+    # A folder whose name began with a dot would be hidden.
+    name = ".".join(_UNSAFE.sub("-", part).strip("-") or "_" for part in parts)
     plain = [re.sub(r"[:,. ]", "-", part) for part in parts]
-    if len(name) > 120 or any(_UNSAFE.search(part) for part in plain):
+    if len(name) > 120 or any(not part or _UNSAFE.search(part) for part in plain):
         digest = blake2b("\0".join(parts).encode(), digest_size=4).hexdigest()
         name = f"{name[:120]}.{digest}"
     return name

@@ -2,77 +2,77 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import tempfile
-from collections.abc import Sequence
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from workbench.replay.summary import Result
+from workbench.replay.call import replay
+
+__all__ = ["mark_step", "record", "replay"]
 
 
-def replay(
-    trace: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    allocator: str | Sequence[str] = "all",
+@contextlib.contextmanager
+def record(
+    path: str | os.PathLike[str],
     *,
-    backend: str | None = None,
-    device: str | None = None,
-    capacity: int | str | None = None,
-    completion: str = "recorded",
-    after_oom: str = "stop",
-    repeat: int = 10,
-    timeout: float = 600.0,
-    output: str | os.PathLike[str] | None = None,
+    scope: str | Sequence[str] = (),
+    stacks: bool = False,
     force: bool = False,
-) -> Result:
-    """Replay traces against allocators, as ``wb replay`` does.
+) -> Iterator[None]:
+    """Record the CPU allocations of the block into a trace, as ``wb record`` does for a program.
+
+    The trace is written when the block ends, also when it ends with an exception. Inside another
+    recording (`wb record`, or a block around this one) it warns and does nothing. Tensors made
+    before the block whose storage is resized in it are not seen.
 
     Args:
-        trace: one trace or several: files, folders of ranks, or URLs.
-        allocator: one or several of ``NAME[:key:value,…]``, or ``all``.
-        backend: where memory comes from; None for the allocator's default.
-        device: whose traffic; None for the allocator's kind of memory, else the busiest device.
-        capacity: of the device: bytes, or text such as ``8GiB``; None for what the trace says.
-        completion: ``recorded``, ``immediate``, ``never`` or ``delay:N``.
-        after_oom: ``stop`` or ``continue``.
-        repeat: timed processes for each cell.
-        timeout: seconds that a process may take.
-        output: folder to keep the results in; None for one that goes with the returned object.
-        force: replace whatever is in the way in `output`.
-
-    Returns:
-        One result for each cell. A cell that crashed, hung or ran out of memory is among them.
+        path: the trace.
+        scope: what fills the column `scope`: ``op``, ``module`` or both.
+        stacks: record Python stacks.
+        force: replace an existing trace.
 
     Raises:
-        UsageError: a wrong name or value.
-        BrokenFileError: not a trace, or a broken one.
-        RunError: passes of a cell decided differently, or a result could not be written.
+        UsageError: `path` cannot be written, or `scope` is unknown.
+        MissingPartError: torch, its headers or a compiler is missing.
+        RunError: the recorder could not start, or the trace could not be written.
     """
-    from workbench.common.errors import RunError
-    from workbench.common.units import parse_size
-    from workbench.replay.runner import Options, replay_traces
-    from workbench.replay.summary import Result
+    from workbench.recorders import recording
+    from workbench.recorders.recovery import convert_spool
 
-    options = Options(
-        device=device,
-        backend=backend,
-        capacity=None if capacity is None else parse_size(str(capacity), "capacity"),
-        completion=completion,
-        after_oom=after_oom,
-        repeat=repeat,
-        timeout=timeout,
-        force=force,
-        command="workbench.replay()",
-    )
-    traces = [trace] if isinstance(trace, (str, os.PathLike)) else list(trace)
-    allocators = [allocator] if isinstance(allocator, str) else list(allocator)
-    temporary = tempfile.mkdtemp(prefix="workbench-results-") if output is None else None
-    # Made first: it removes the folder however this call ends.
-    result = Result(temporary=temporary)
-    folder = Path(temporary or os.fspath(output or "."))
-    session = replay_traces([os.fspath(one) for one in traces], allocators, folder, options)
-    if session.errors:
-        raise RunError("; ".join(session.errors))
-    result.cells, result.left_out = session.results, session.left_out
-    return result
+    if recording.load_agent().recording_here():
+        warnings.warn(
+            f"this process is being recorded already; {os.fspath(path)} is not written",
+            stacklevel=3,
+        )
+        yield
+        return
+    scopes = recording.check_scopes([scope] if isinstance(scope, str) else scope)
+    options = recording.RecordOptions(Path(path), scopes, stacks, force=force)
+    spool = recording.open_spool(options, sys.argv)
+    try:
+        started = recording.start_here(spool)
+    except BaseException:
+        spool.remove()
+        raise
+    try:
+        yield
+    finally:
+        started.stop()
+        convert_spool(spool.folder, options.output, main_process=os.getpid(), ended=None)
+        spool.remove()
+
+
+def mark_step(step: int | None = None) -> None:
+    """Say at which step the program is, where that is not the number of optimizer steps.
+
+    From the first call on, only these calls count. Without a recording it does nothing.
+
+    Args:
+        step: the step that begins now; None for one more than before.
+    """
+    phases = sys.modules.get("_workbench_phases")
+    if phases is not None:
+        phases.mark_step(step)
