@@ -37,29 +37,14 @@ from workbench.recorders import recording
 Step = Callable[[], None]
 
 
-class TinyOperators(nn.Module):
-    """A chain of elementwise operators on a handful of numbers: nothing but overhead."""
-
-    def __init__(self, layers: int) -> None:
-        super().__init__()
-        self.scales = nn.ParameterList(nn.Parameter(torch.ones(16)) for _ in range(layers))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for scale in self.scales:
-            x = torch.tanh(x * scale) + x
-        return x.sum()
-
-
 def tiny_operators() -> Step:
-    """About 2,430 allocations and frees in 3.5 ms."""
-    model = TinyOperators(110)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
-    x = torch.randn(4, 16)
+    """1,215 operators on four numbers: 2,430 allocations and frees, in about 3.5 ms."""
+    x = torch.randn(4)
 
     def step() -> None:
-        optimizer.zero_grad()
-        model(x).backward()
-        optimizer.step()
+        y = x
+        for _ in range(1215):
+            y = torch.tanh(y)
 
     return step
 

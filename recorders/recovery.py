@@ -48,8 +48,17 @@ class RecordedProcess:
 
 def process_folders(spool: Path) -> list[Path]:
     """The folders of the recorded processes, in the order in which they started."""
-    found = [path for path in spool.glob("process-*-*") if (path / "control").is_file()]
+    found = [path for path in spool.glob("process-*-*") if _has_begun(path / "control")]
     return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def _has_begun(control: Path) -> bool:
+    """Whether the process lived to write the whole control page, without which it did nothing."""
+    try:
+        with control.open("rb") as file:
+            return file.read(8) == b"WBSPOOL1"
+    except OSError:
+        return False
 
 
 def convert_spool(
@@ -71,7 +80,7 @@ def convert_spool(
 
     Raises:
         NoTraceError: no process recorded anything.
-        OSError: a trace could not be written.
+        RunError: a trace could not be written; the message names the command that tries again.
     """
     from workbench.recorders.spool import convert_process
 
@@ -94,13 +103,19 @@ def convert_spool(
             number += 1
             path = output.with_name(f"{output.stem}.pid-{process_id}-{number}.parquet")
         taken.add(path)
-        converted = convert_process(
-            folder,
-            path,
-            metadata=_metadata(folder, ended if is_main else None),
-            end_clock=ended.clock if ended else None,
-            progress=progress,
-        )
+        try:
+            converted = convert_process(
+                folder,
+                path,
+                metadata=_metadata(folder, ended if is_main else None),
+                end_clock=ended.clock if ended else None,
+                progress=progress,
+            )
+        except (OSError, RunError) as error:
+            raise RunError(
+                f"{path} could not be written, but the recording is safe: try again with "
+                f"`wb recover {spool}` ({error})"
+            ) from error
         done.append(
             RecordedProcess(path, process_id, converted.rows, converted.lost)
         )
@@ -108,6 +123,8 @@ def convert_spool(
 
 
 def _metadata(folder: Path, ended: HowItEnded | None) -> dict[str, Any]:
+    from workbench.recorders._native import parse_control
+
     try:
         about = json.loads((folder / "process.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -124,6 +141,8 @@ def _metadata(folder: Path, ended: HowItEnded | None) -> dict[str, Any]:
         about["signal"] = ended.signal
     elif is_running(about):
         about["ended"] = "running"
+    elif parse_control((folder / "control").read_bytes())["ended"]:
+        about["ended"] = "exit"
     return about
 
 
@@ -141,11 +160,7 @@ def is_running(about: Mapping[str, Any]) -> bool:
 def convert_and_report(
     spool: Path, output: Path, main_process: int | None, ended: HowItEnded | None
 ) -> list[RecordedProcess]:
-    """`convert_spool` with a progress bar, and what came out of it, on stderr.
-
-    Raises:
-        RunError: no trace could be made; names the command that tries again.
-    """
+    """`convert_spool` with a progress bar, and what came out of it, on stderr."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -169,11 +184,10 @@ def convert_and_report(
                 ended=ended,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
-    except (OSError, KeyboardInterrupt) as error:
-        problem = getattr(error, "strerror", None) or "interrupted"
+    except KeyboardInterrupt as error:
         raise RunError(
-            f"the trace {output} could not be written ({problem}), but the recording is safe; "
-            f"try again with `wb recover {spool}`"
+            f"interrupted before {output} was written, but the recording is safe: "
+            f"go on with `wb recover {spool}`"
         ) from error
     for trace in traces:
         what = f"{trace.rows:,} events"

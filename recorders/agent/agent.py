@@ -23,7 +23,7 @@ from typing import Any
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _HOOK = ("cpu_hook.cpp", "spool_writer.cpp")
-_HEADERS = ("clock.h", "spool_format.h", "spool_writer.h")
+_HEADERS = ("clock.h", "hook_face.h", "spool_format.h", "spool_writer.h")
 # Settings that explain a recording. Everything else in the environment may be a secret.
 _KEPT_VARIABLES = (
     "PYTORCH_ALLOC_CONF",
@@ -169,10 +169,16 @@ def start(torch: ModuleType, options: Options) -> Recording | None:
         return None
 
 
+def recording_here() -> bool:
+    """Whether this process is being recorded, or will be once it imports torch."""
+    return Recording.current is not None or any(isinstance(f, _Finder) for f in sys.meta_path)
+
+
 class Recording:
     """A recording in progress in this process."""
 
     current: Recording | None = None
+    watches_forks = False
 
     def __init__(self, torch: ModuleType, options: Options) -> None:
         self.options = options
@@ -184,16 +190,48 @@ class Recording:
             "op" in options.scopes,
         )
         self.hook = load_hook(parts["hook"])
+        self._torch = torch
+        self._begin()
+        self._phases = load_beside("_workbench_phases", os.path.join(_HERE, "phases.py"))
+        self._phases.install(torch, self.hook)
+        self._undo = [self._phases.uninstall]
+        for name in ("ops", "stacks"):
+            if name in parts:
+                self._start_part(parts[name], name)
+        if "module" in options.scopes:
+            modules = load_beside("_workbench_modules", os.path.join(_HERE, "module_scope.py"))
+            self._undo.append(modules.ModuleScope(torch, self.hook).remove)
+        Recording.current = self
+        if options.children and not Recording.watches_forks:
+            Recording.watches_forks = True
+            os.register_at_fork(after_in_child=_go_on_in_child)
+
+    def _begin(self) -> None:
+        """Starts the hook in a folder of this process's own."""
+        options = self.options
         self.folder = os.path.join(options.spool, f"process-{os.getpid()}-{time.monotonic_ns()}")
         os.mkdir(self.folder)
-        self._describe(torch)
-        error = self.hook.wb_start(os.fsencode(self.folder), options.limit, options.keep_free)
+        self._describe(self._torch)
+        error = self.hook.wb_start(
+            os.fsencode(self.folder), options.limit, options.keep_free, not options.children
+        )
         if error != 0:
             reason = os.strerror(error) if error > 0 else "PyTorch kept its own allocator"
             raise RuntimeError(f"the hook could not start in {self.folder}: {reason}")
-        self._phases = load_beside("_workbench_phases", os.path.join(_HERE, "phases.py"))
-        self._phases.install(torch, self.hook)
-        Recording.current = self
+
+    def _start_part(self, path: str, name: str) -> None:
+        part = ctypes.CDLL(path)
+        start = getattr(part, f"wb_{name}_start")
+        start.argtypes, start.restype = [ctypes.c_void_p], None
+        stop = getattr(part, f"wb_{name}_stop")
+        stop.argtypes, stop.restype = [], None
+        start(self.hook.wb_face())
+        self._undo.append(stop)
+
+    def go_on_in_child(self) -> None:
+        """A forked child's own recording, after the hook fell silent at the fork."""
+        self._begin()
+        self._phases.tell_again()
 
     def _describe(self, torch: ModuleType) -> None:
         described = {
@@ -224,17 +262,31 @@ class Recording:
 
     def stop(self) -> None:
         """Ends the recording and takes everything out of PyTorch again."""
-        self._phases.uninstall()
+        for undo in self._undo:
+            undo()
         self.hook.wb_stop()
         Recording.current = None
+
+
+def _go_on_in_child() -> None:
+    if Recording.current is not None:
+        try:
+            Recording.current.go_on_in_child()
+        except Exception as error:
+            Recording.current = None
+            print(f"wb: this child is not recorded: {error}", file=sys.stderr, flush=True)
 
 
 def load_hook(path: str) -> Any:
     """The compiled hook with the types of its functions; stays loaded for the process's life."""
     hook = ctypes.CDLL(path)
-    hook.wb_start.argtypes = [ctypes.c_char_p, ctypes.c_uint64, ctypes.c_uint64]
+    hook.wb_start.argtypes = [ctypes.c_char_p, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int]
     hook.wb_context.argtypes = [ctypes.c_uint32, ctypes.c_uint64]
     hook.wb_context.restype = None
+    hook.wb_set_module.argtypes = [ctypes.c_uint32]
+    hook.wb_set_module.restype = None
+    hook.wb_face.argtypes = []
+    hook.wb_face.restype = ctypes.c_void_p
     hook.wb_define_name.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
     hook.wb_define_name.restype = ctypes.c_uint32
     for name in ("wb_stop", "wb_pause", "wb_resume", "wb_step_seen"):

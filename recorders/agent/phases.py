@@ -24,6 +24,7 @@ class _State:
         self.tell_step_seen = hook.wb_step_seen
         self.phase = OTHER
         self.step = 0
+        self.steps_seen = False
         self.counts_steps = True  # until the program counts them itself
         # The first optimizer that stepped; weak, or its memory would live on with us.
         self.optimizer: weakref.ref[Any] | None = None
@@ -37,6 +38,7 @@ class _State:
 
     def set_step(self, step: int) -> None:
         self.step = step & _STEP_MASK
+        self.steps_seen = True
         self.tell_step_seen()
         self.tell(self.phase, self.step)
 
@@ -65,6 +67,14 @@ def uninstall() -> None:
         for undo in _state.undo:
             undo()
     _state = None
+
+
+def tell_again() -> None:
+    """For a recording that begins in the middle: what is going on now."""
+    if _state is not None:
+        if _state.steps_seen:
+            _state.tell_step_seen()
+        _state.enter(_state.phase)
 
 
 def mark_step(step: int | None) -> None:

@@ -8,9 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "hook_face.h"
 #include "spool_writer.h"
-
-#define WORKBENCH_EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace workbench {
 namespace {
@@ -26,10 +25,11 @@ std::uint32_t (*find_stack)() = nullptr;
 std::uint64_t as_number(const void* data) { return reinterpret_cast<std::uintptr_t>(data); }
 
 inline void record_alloc(const void* data, std::size_t bytes) {
+  // First: it may run Python code, whose frees take the room that was just found.
+  const std::uint32_t stack = __builtin_expect(find_stack != nullptr, 0) ? find_stack() : 0;
   if (__builtin_expect(!spool::have_room(), 0)) {
     if (!spool::recording() || !spool::make_room()) return;
   }
-  const std::uint32_t stack = __builtin_expect(find_stack != nullptr, 0) ? find_stack() : 0;
   spool::put(Kind::kAlloc, spool::stamp_after_acquire(), as_number(data), bytes, stack);
 }
 
@@ -110,13 +110,13 @@ using namespace workbench;  // NOLINT: the functions below are the library's who
 
 // Starts recording into `folder`. Returns 0, an errno, or -1 when PyTorch kept another allocator.
 WORKBENCH_EXPORT int wb_start(const char* folder, std::uint64_t limit_bytes,
-                              std::uint64_t keep_free_bytes) {
+                              std::uint64_t keep_free_bytes, int count_forks) {
   c10::Allocator* const current = c10::GetCPUAllocator();
   if (current != &hook()) {
     original = current;
     original_deleter = current->raw_deleter();
   }
-  const int error = spool::start_session({folder, limit_bytes, keep_free_bytes});
+  const int error = spool::start_session({folder, limit_bytes, keep_free_bytes, count_forks != 0});
   if (error != 0) return error;
   c10::SetCPUAllocator(&hook(), kPriority);
   return c10::GetCPUAllocator() == &hook() ? 0 : -1;
@@ -154,9 +154,19 @@ WORKBENCH_EXPORT std::uint32_t wb_define_name(const char* kind, const char* text
   return spool::define_name(kind, text);
 }
 
-// For the parts that know operators, modules and Python stacks.
-WORKBENCH_EXPORT std::uint32_t* wb_thread_scope() { return &spool::cursor.scope; }
-WORKBENCH_EXPORT std::uint64_t wb_session() {
-  return spool::active_session.load(std::memory_order_relaxed);
+// The module that the calling thread is in: the upper half of its records' scope.
+WORKBENCH_EXPORT void wb_set_module(std::uint32_t number) {
+  spool::cursor.scope = number << 16 | (spool::cursor.scope & 0xffff);
 }
-WORKBENCH_EXPORT void wb_set_stack_finder(std::uint32_t (*finder)()) { find_stack = finder; }
+
+namespace {
+std::uint32_t* thread_scope() { return &spool::cursor.scope; }
+std::uint64_t session() { return spool::active_session.load(std::memory_order_relaxed); }
+void set_stack_finder(std::uint32_t (*finder)()) { find_stack = finder; }
+}  // namespace
+
+WORKBENCH_EXPORT const HookFace* wb_face() {
+  static constexpr HookFace face = {&thread_scope, &session, &spool::define_name,
+                                    &set_stack_finder};
+  return &face;
+}

@@ -50,6 +50,7 @@ pthread_cond_t spare_wanted = PTHREAD_COND_INITIALIZER;
 pthread_key_t thread_exit_key;
 bool process_is_set_up = false;
 bool helper_runs = false;
+bool count_forks = true;
 std::uint64_t last_session = 0;  // counts recordings
 std::uint64_t paused_session = 0;
 int folder = -1;
@@ -70,8 +71,11 @@ class Locked {
   Locked& operator=(const Locked&) = delete;
 };
 
-std::unordered_map<std::string, std::uint32_t>& names() {
-  static auto* const table = new std::unordered_map<std::string, std::uint32_t>;
+using Numbers = std::unordered_map<std::string, std::uint32_t>;
+
+// Numbers by kind and text; each kind counts for itself.
+std::unordered_map<std::string, Numbers>& names() {
+  static auto* const table = new std::unordered_map<std::string, Numbers>;
   return *table;
 }
 
@@ -268,7 +272,7 @@ void after_fork_in_parent() { pthread_mutex_unlock(&lock); }
 
 // The child shares the parent's pages: one more record would overwrite one of the parent's.
 void after_fork_in_child() {
-  if (active_session.load() != 0) count(control->forked_children);
+  if (active_session.load() != 0 && count_forks) count(control->forked_children);
   active_session.store(0);
   paused_session = 0;
   helper_runs = false;
@@ -402,6 +406,7 @@ int start_session(const SessionOptions& options) {
   control = page;  // the page of an earlier recording stays mapped: a late thread may count there
   bytes_left = options.limit_bytes;
   keep_free = options.keep_free_bytes;
+  count_forks = options.count_forks;
   segments_made = 0;
   threads_seen = 0;
   while (reusable != nullptr) {
@@ -454,14 +459,14 @@ bool make_room() {
 std::uint32_t define_name(const char* kind, const char* text) {
   const Locked locked;
   if (!recording() && paused_session == 0) return 0;
-  const std::string key = std::string(kind) + '\0' + text;
-  const auto known = names().find(key);
-  if (known != names().end()) return known->second;
+  Numbers& numbers = names()[kind];
+  const auto known = numbers.find(text);
+  if (known != numbers.end()) return known->second;
   if (names_file < 0) {
     names_file = openat(folder, "names", O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
     if (names_file < 0) return 0;
   }
-  const auto number = static_cast<std::uint32_t>(names().size() + 1);
+  const auto number = static_cast<std::uint32_t>(numbers.size() + 1);
   std::string line = R"({"kind": ")" + std::string(kind) + R"(", "id": )" + std::to_string(number) +
                      R"(, "text": ")";
   append_escaped(line, text);
@@ -472,7 +477,7 @@ std::uint32_t define_name(const char* kind, const char* text) {
     if (written > 0) (void)!write(names_file, "\n", 1);
     return 0;
   }
-  names().emplace(key, number);
+  numbers.emplace(text, number);
   return number;
 }
 

@@ -34,6 +34,7 @@ struct SessionOptions {
   const char* folder;
   std::uint64_t limit_bytes;      // of all segments together
   std::uint64_t keep_free_bytes;  // recording stops before the disk has less than this
+  bool count_forks;               // in ControlPage::forked_children
 };
 
 // Begins a recording into `folder`, which exists and is empty. Returns 0 or an errno.

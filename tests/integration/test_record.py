@@ -1,0 +1,294 @@
+"""`wb record` as a user meets it: the program as in a plain run, and a trace at its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from workbench.recorders.trace import open_trace
+
+pytestmark = pytest.mark.torch
+
+WB = [sys.executable, "-m", "workbench"]
+TENSORS = "import torch\nkept = [torch.ones(1000) for _ in range(50)]\n"
+
+
+def variables(**more: str) -> dict[str, str]:
+    kept = {name: text for name, text in os.environ.items() if name != "PYTHONSAFEPATH"}
+    return {**kept, **more}
+
+
+def wb(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*WB, *arguments],
+        cwd=folder,
+        env=variables(**more),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def script(folder: Path, text: str, name: str = "train.py") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def sizes(path: Path, event: str = "alloc") -> list[int]:
+    found: list[int] = []
+    for file in open_trace(str(path)).files:
+        for batch in file.batches(columns=["event", "size"]):
+            rows = batch.to_pydict()
+            found += [s for e, s in zip(rows["event"], rows["size"], strict=True) if e == event]
+    return found
+
+
+SURROUNDINGS = """
+import json, os, signal, sys
+import torch
+if __name__ == "__main__":
+    print(json.dumps({
+        "argv": sys.argv, "path": sys.path, "modules": sorted(
+            name for name in sys.modules if "sitecustomize" in name or "workbench" in name),
+        "main": __file__, "stdin": sys.stdin.read(), "signal": str(signal.getsignal(2)),
+        "finders": [type(f).__name__ for f in sys.meta_path], "loader": [type(torch.__spec__.loader).__name__, sorted(vars(torch.__spec__.loader))]}))
+"""
+
+
+def test_the_program_finds_everything_as_in_a_plain_run(tmp_path: Path) -> None:
+    script(tmp_path, SURROUNDINGS)
+    arguments = ["train.py", "--lr", "3", "--", "-o", "x"]
+    plain = subprocess.run(
+        [sys.executable, *arguments], cwd=tmp_path, env=variables(), input="in", capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    recorded = subprocess.run(
+        [*WB, "record", *arguments], cwd=tmp_path, env=variables(), input="in", capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    seen, expected = json.loads(recorded.stdout), json.loads(plain.stdout)
+    ours = {"_workbench_recorder", "_workbench_torch_build", "_workbench_phases"}
+    assert set(seen.pop("modules")) - ours == set(expected.pop("modules"))
+    assert seen == expected
+    assert open_trace(str(tmp_path / "train.parquet")).metadata["program"] == arguments
+    assert not list(tmp_path.glob("*.spool"))
+
+
+def test_names_of_the_users_own_meet_none_of_ours(tmp_path: Path) -> None:
+    names = ("replay", "reports", "recorders", "workbench", "sitecustomize", "agent", "phases")
+    for name in names:
+        script(tmp_path, f"print('the own {name}')\n", f"{name}.py")
+    script(tmp_path, "import torch\n" + "".join(f"import {name}\n" for name in names))
+    done = wb(tmp_path, "record", str(tmp_path / "train.py"), PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == sorted(f"the own {name}" for name in names)
+    assert (tmp_path / "train.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        ("import sys; sys.exit(3)", 3),
+        ("raise ValueError('mine')", 1),
+        ("import os; os._exit(7)", 7),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", 137),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", 143),
+    ],
+)
+def test_exit_codes_pass_through_and_the_trace_is_kept(
+    tmp_path: Path, end: str, code: int
+) -> None:
+    script(tmp_path, TENSORS + end + "\n")
+    done = wb(tmp_path, "record", "train.py")
+    assert done.returncode == code, done.stderr
+    assert sizes(tmp_path / "train.parquet").count(4000) == 50
+    metadata = open_trace(str(tmp_path / "train.parquet")).metadata
+    assert metadata["complete"]
+    assert metadata["ended"] == ("killed" if code > 128 else "exit")
+    assert ("mine" in done.stderr) == ("mine" in end)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_reach_the_program(tmp_path: Path, number: signal.Signals) -> None:
+    script(tmp_path, TENSORS + "import time\nprint('ready', flush=True)\ntime.sleep(60)\n")
+    started = subprocess.Popen(
+        [*WB, "record", "train.py"], cwd=tmp_path, env=variables(), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert started.stdout is not None
+    assert started.stdout.readline() == "ready\n"
+    if number == signal.SIGINT:  # as a terminal does: to all of them
+        os.killpg(started.pid, number)
+    else:
+        started.send_signal(number)
+    _, errors = started.communicate(timeout=60)
+    assert started.returncode == 128 + number, errors
+    assert ("KeyboardInterrupt" in errors) == (number == signal.SIGINT)
+    assert sizes(tmp_path / "train.parquet").count(4000) == 50
+
+
+FAMILY = """
+import multiprocessing, os, subprocess, sys, threading
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+def work():
+    return [torch.ones(2000) for _ in range(20)]
+
+if __name__ == "__main__":
+    threads = [threading.Thread(target=work) for _ in range(200)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    data = TensorDataset(torch.randn(8, 3))
+    assert len(list(DataLoader(data, batch_size=2, num_workers=1))) == 4
+    assert len(list(DataLoader(data, batch_size=2, num_workers=1,
+                               multiprocessing_context="spawn"))) == 4
+    child = os.fork()
+    if child == 0:
+        work()
+        os._exit(0)
+    os.waitpid(child, 0)
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-c", "import torch; x = torch.ones(3000)"])
+"""
+
+
+def test_threads_workers_forks_and_exec(tmp_path: Path) -> None:
+    script(tmp_path, FAMILY)
+    done = wb(tmp_path, "record", "-o", "run.parquet", "train.py")
+    assert done.returncode == 0, done.stderr
+    trace = open_trace(str(tmp_path / "run.parquet"))
+    assert sizes(tmp_path / "run.parquet").count(8000) == 4000
+    assert len(trace.metadata["threads"]) >= 201
+    assert trace.metadata["forked_children"] == 2  # the worker and the child
+    others = sorted(tmp_path.glob("run.pid-*.parquet"))
+    replaced = [path for path in others if 12000 in sizes(path)]
+    assert len(replaced) == 1  # what the program became by exec
+    assert len(others) >= 2  # and the spawned worker
+
+
+def test_forked_children_are_recorded_when_asked(tmp_path: Path) -> None:
+    text = "import os, torch\nx = torch.ones(10)\npid = os.fork()\n"
+    text += "y = [torch.ones(2000) for _ in range(5)]\nif pid: os.waitpid(pid, 0)\n"
+    script(tmp_path, text)
+    done = wb(tmp_path, "record", "--children", "train.py")
+    assert done.returncode == 0, done.stderr
+    (child,) = tmp_path.glob("train.pid-*.parquet")
+    assert sizes(child).count(8000) == 5
+    assert sizes(tmp_path / "train.parquet").count(8000) == 5
+    assert open_trace(str(child)).metadata["parent_process_id"] == (
+        open_trace(str(tmp_path / "train.parquet")).metadata["process_id"]
+    )
+
+
+def test_steps_and_phases_of_a_training(tmp_path: Path) -> None:
+    text = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+model = nn.Linear(4, 4)
+optimizer = torch.optim.Adam(model.parameters())
+other = torch.optim.SGD(model.parameters(), lr=0.1)
+for (x,) in DataLoader(TensorDataset(torch.randn(6, 4)), batch_size=2):
+    loss = model(x).sum()
+    loss.backward()
+    optimizer.step()
+    other.step()
+    optimizer.zero_grad()
+"""
+    script(tmp_path, text)
+    done = wb(tmp_path, "record", "train.py")
+    assert done.returncode == 0, done.stderr
+    rows = [
+        row
+        for batch in open_trace(str(tmp_path / "train.parquet"))
+        .files[0]
+        .batches(columns=["event", "step", "phase"])
+        for row in zip(*batch.to_pydict().values(), strict=True)
+    ]
+    order: list[tuple[int, str]] = []
+    for event, step, phase in rows:
+        if event == "alloc" and (not order or order[-1] != (step, phase)):
+            order.append((step, phase))
+    assert order[0] == (0, "other")
+    for step in range(3):
+        phases = [phase for at, phase in order if at == step]
+        assert "data" in phases
+        assert phases[phases.index("backward") - 1] == "forward"
+        assert phases.index("backward") < phases.index("optimizer")
+    assert max(step for step, _ in order) <= 3
+
+
+@pytest.mark.parametrize("kind", ["-m", "--exec"])
+def test_modules_and_commands(tmp_path: Path, kind: str) -> None:
+    script(tmp_path, TENSORS + "import sys\nprint(sys.argv[1:])\n", "tool.py")
+    command = ["tool", "-o", "mine"] if kind == "-m" else [sys.executable, "tool.py", "-o", "mine"]
+    done = wb(tmp_path, "record", "-o", "run.parquet", kind, *command)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "['-o', 'mine']\n"
+    assert sizes(tmp_path / "run.parquet").count(4000) == 50
+
+
+def test_no_tensors_is_a_trace_and_no_torch_is_none(tmp_path: Path) -> None:
+    script(tmp_path, "import torch\n", "empty.py")
+    assert wb(tmp_path, "record", "empty.py").returncode == 0
+    assert open_trace(str(tmp_path / "empty.parquet")).metadata["complete"]
+    script(tmp_path, "print('hello')\n", "plain.py")
+    done = wb(tmp_path, "record", "plain.py")
+    assert (done.returncode, done.stdout) == (1, "hello\n")
+    assert "imported torch" in done.stderr
+    assert not list(tmp_path.glob("plain.parquet*"))
+
+
+def test_a_spool_limit_ends_the_recording_and_counts_the_rest(tmp_path: Path) -> None:
+    text = "import torch\nfor _ in range(5000): x = torch.ones(10)\nprint('went on')\n"
+    script(tmp_path, text)
+    done = wb(tmp_path, "record", "--spool-limit", "100KiB", "train.py")
+    assert (done.returncode, done.stdout) == (0, "went on\n")
+    assert "INCOMPLETE" in done.stderr
+    metadata = open_trace(str(tmp_path / "train.parquet")).metadata
+    assert not metadata["complete"]
+    wb(tmp_path, "record", "-o", "whole.parquet", "train.py")
+    whole = open_trace(str(tmp_path / "whole.parquet")).metadata
+    assert metadata["events"] + metadata["lost_events"] == whole["events"]
+    assert metadata["events"] > 2000
+
+
+def test_a_killed_parent_leaves_what_recover_saves(tmp_path: Path) -> None:
+    script(tmp_path, TENSORS + "import time\nprint('ready', flush=True)\ntime.sleep(2)\n")
+    started = subprocess.Popen(
+        [*WB, "record", "train.py"], cwd=tmp_path, env=variables(), stdout=subprocess.PIPE
+    )
+    assert started.stdout is not None
+    started.stdout.readline()
+    second = wb(tmp_path, "record", "train.py")
+    assert second.returncode == 2
+    assert "right now" in second.stderr
+    started.kill()
+    started.wait()
+    early = wb(tmp_path, "recover", "train.parquet.spool")
+    assert early.returncode == 2
+    assert "still records" in early.stderr
+    assert wb(tmp_path, "record", "train.py").returncode == 2  # left over: not thrown away unasked
+    started.stdout.read()  # the program's end
+    time.sleep(0.5)
+    done = wb(tmp_path, "recover", "train.parquet.spool")
+    assert done.returncode == 0, done.stderr
+    assert sizes(tmp_path / "train.parquet").count(4000) == 50
+    assert not (tmp_path / "train.parquet.spool").exists()
+
+
+def test_what_a_killed_parent_ignored_is_not_ignored_twice(tmp_path: Path) -> None:
+    done = wb(tmp_path, "recover", ".")
+    assert done.returncode == 2
+    assert "not a spool folder" in done.stderr
