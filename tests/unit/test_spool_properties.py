@@ -1,4 +1,4 @@
-"""The converter against a plain model, on any spool that a program could have caused, and on noise."""
+"""The converter against a plain model: any spool that a program could cause, and noise."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def _table(title: str, *columns: str, left: int = 1) -> Table:
     """A table whose first `left` columns hold text and the others numbers."""
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=title or None, title_justify="left", title_style="bold")
     for place, column in enumerate(columns):
         table.add_column(column, justify="left" if place < left else "right", overflow="fold")
     return table
@@ -369,7 +369,7 @@ def _print_rows(file: TraceFile, text: str, as_json: bool) -> None:
         if all(row[name] == rows[0][name] for row in rows)
     }
     shown = [name for name in used if name not in same]
-    table = _table(f"{file.path}: events {start:,} to {stop - 1:,}", "row", *shown, left=0)
+    table = _table("", "row", *shown, left=0)
     table.box = None
     for place, row in enumerate(rows):
         table.add_row(
@@ -377,6 +377,9 @@ def _print_rows(file: TraceFile, text: str, as_json: bool) -> None:
             *("" if row[name] is None else _plain(str(row[name])) for name in shown),
         )
     console = _console()
+    console.print(
+        f"{file.path}: events {start:,} to {stop - 1:,}", markup=False, soft_wrap=True, style="bold"
+    )
     console.print(table)
     if same:
         console.print("In all of them: " + _plain(_joined(**same)), soft_wrap=True)
