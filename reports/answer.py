@@ -23,7 +23,8 @@ def answer(cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
         best = real[0]
         sentences.append(
             f"{_name(best)} holds the program in the least memory: "
-            f"<strong>{formats.size(best.peak('reserved'))}</strong> reserved{_distance(best)}."
+            f"<strong>{formats.size(best.peak('reserved'))}</strong> reserved"
+            f"{_distance(best)}{_calls(best)}."
         )
         if len(real) > 1:
             most = real[-1]
@@ -32,7 +33,7 @@ def answer(cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
             else:
                 sentences.append(
                     f"{_name(most)} needs the most of those that can serve it: "
-                    f"<strong>{formats.size(most.peak('reserved'))}</strong>{_distance(most)}."
+                    f"<strong>{formats.size(most.peak('reserved'))}</strong>{_distance(most)}{_calls(most)}."
                 )
     elif not as_if:
         sentences.append("No allocator got through this trace; the table says where each ended.")
@@ -62,6 +63,12 @@ def _reserved(cell: Cell) -> int:
 
 def _name(cell: Cell) -> str:
     return f"<b>{formats.markup(cell.label)}</b>"
+
+
+def _calls(cell: Cell) -> str:
+    """The cost that every machine agrees on; times of our own code are no headline."""
+    calls = cell.driver_calls
+    return "" if calls is None else f", in {formats.count(calls)} calls to the system"
 
 
 def _distance(cell: Cell) -> str:

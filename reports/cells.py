@@ -113,6 +113,18 @@ class Cell:
             return None
         return int(found["bytes"])
 
+    @property
+    def driver_calls(self) -> int | None:
+        """Requests to the system or the device; None where they were not counted."""
+        calls = (self.info.get("memory") or {}).get("driver_calls")
+        return sum(calls.values()) if calls else None
+
+    @property
+    def latency_source(self) -> str | None:
+        """Whose latency was measured; None where none was."""
+        source = (self.info.get("latency") or {}).get("source")
+        return None if source is None else str(source)
+
     def latencies(self, state: str) -> dict[str, Any]:
         """Quantiles by kind of call in `state`, empty where there are none."""
         states = (self.info.get("latency") or {}).get("states") or {}

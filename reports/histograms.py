@@ -57,8 +57,7 @@ def cumulative(cell: Cell, state: str, kind: str) -> tuple[Floats, Floats]:
 
 def label(cell: Cell) -> str:
     """The cell's label in a chart of latency: it says whose latency it is."""
-    source = (cell.info.get("latency") or {}).get("source") or "not priced"
-    return f"{cell.chart_label} · {formats.markup(source)}"
+    return f"{cell.chart_label} · {formats.markup(cell.latency_source or 'not priced')}"
 
 
 def panels(
@@ -171,6 +170,6 @@ def _words(cells: Sequence[Cell], states: Sequence[str]) -> str:
                         f"{formats.duration(quantiles['p50_ns']['median'])}, 99 % under "
                         f"{formats.duration(quantiles['p99_ns']['median'])}"
                     )
-    sources = {(cell.info.get("latency") or {}).get("source") for cell in cells}
-    whose = " The latency is of our own implementation." if sources == {"ours"} else ""
+    ours = all(cell.latency_source == "ours" for cell in cells)
+    whose = " The latency is of our own implementation." if ours else ""
     return f"{'; '.join(told)}.{whose}"

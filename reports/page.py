@@ -87,14 +87,13 @@ def _group(trace: str, cells: Sequence[Cell], several: bool) -> str:
         f"{formats.count(info['step_count'])} steps",
         f"live memory peaks at {formats.size(info['peak_live_bytes'])}",
     ]
-    states = [s for s in ("steady", "cold") if any(c.latencies(s) for c in cells)]
     sentences, remarks = answer(cells)
     heading = f"<h2>{formats.markup(trace)}</h2>" if several else ""
     return (
         f'<section class="answer">{heading}<p class="facts">{" · ".join(facts)}</p>'
         f'<p class="lead">{" ".join(sentences)}</p>'
         f"{_items(remarks, 'remarks')}"
-        f"{tables.summary(cells, states[0] if states else 'steady')}</section>"
+        f"{tables.memory(cells)}{tables.time(cells)}</section>"
     )
 
 

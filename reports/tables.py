@@ -21,7 +21,7 @@ _SOURCE_MEANING = {
 }
 _QUANTILES = (("p50_ns", "p50"), ("p99_ns", "p99"), ("max_ns", "max"))
 _KINDS = ("alloc", "free")
-_COLUMNS = 7 + len(_KINDS) * len(_QUANTILES) + 1
+STATES = ("cold", "steady")
 
 
 def badge(word: str, meaning: str, kind: str = "mark") -> str:
@@ -34,65 +34,72 @@ def badges(cell: Cell) -> str:
     return "".join(f" {badge(mark, _MARK_MEANING[mark])}" for mark in cell.marks)
 
 
-def summary(cells: Sequence[Cell], state: str) -> str:
-    """The table of the cells of one trace.
-
-    Args:
-        cells: at least one, all of the same trace.
-        state: whose latency and throughput are shown, ``steady`` or ``cold``.
-    """
-    heads = "".join(
-        f'<th scope="col" class="number">{kind} {title}</th>'
-        for kind in _KINDS
-        for _, title in _QUANTILES
+def memory(cells: Sequence[Cell]) -> str:
+    """Peaks and outcomes of the cells of one trace, at least one."""
+    heads = (
+        *("live requested", "allocated", "reserved", "over live", "unused share"),
+        "calls to the system",
     )
-    rows = "".join(_row(cell, state) for cell in cells)
+    return _table("Peak memory of a cold run", heads, "".join(_memory_row(cell) for cell in cells))
+
+
+def time(cells: Sequence[Cell]) -> str:
+    """Latency and throughput of the cells of one trace, cold and steady; empty if untimed."""
+    rows = "".join(_time_row(cell, state) for cell in cells for state in STATES)
+    if not rows:
+        return ""
+    heads = (f"{kind} {title}" for kind in _KINDS for _, title in _QUANTILES)
+    return _table("Time of one call", (*heads, "events per second"), rows)
+
+
+def _table(title: str, heads: Iterable[str], rows: str) -> str:
+    numbers = "".join(f'<th scope="col" class="number">{head}</th>' for head in heads)
     return (
-        '<div class="scroll" role="region" tabindex="0" aria-label="Summary of the cells">'
-        '<table class="summary"><thead><tr class="groups"><td></td>'
-        '<th scope="colgroup" colspan="5">peak memory, cold</th>'
-        '<th scope="colgroup">device</th>'
-        f'<th scope="colgroup" colspan="{len(_KINDS) * len(_QUANTILES)}">'
-        f"time of one call, {state}</th>"
-        f'<th scope="colgroup">{state}</th></tr><tr><th scope="col">allocator</th>'
-        '<th scope="col" class="number">live requested</th>'
-        '<th scope="col" class="number">allocated</th>'
-        '<th scope="col" class="number">reserved</th>'
-        '<th scope="col" class="number">over live</th>'
-        '<th scope="col" class="number">unused share</th>'
-        f'<th scope="col" class="number">calls</th>{heads}'
-        '<th scope="col" class="number">events per second</th></tr></thead>'
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{title}"><table>'
+        f"<caption>{title}</caption>"
+        f'<thead><tr><th scope="col">allocator</th>{numbers}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
 
 
-def _row(cell: Cell, state: str) -> str:
+def _row(cell: Cell, after_name: str, numbers: Iterable[str]) -> str:
+    body = "".join(f'<td class="number">{number}</td>' for number in numbers)
+    return (
+        f'<tr><th scope="row"><span class="swatch" style="--c:{cell.colour}"></span>'
+        f"{formats.markup(cell.label)}{after_name}</th>{body}</tr>"
+    )
+
+
+def _memory_row(cell: Cell) -> str:
     memory = cell.info.get("memory") or {}
     reserved = cell.peak("reserved")
-    numbers = [
+    numbers = (
         formats.size(cell.peak("live_requested")),
         formats.size(cell.peak("allocated")),
         f"<strong>{formats.size(reserved)}</strong>",
         formats.above(reserved, cell.live_peak),
         formats.share(memory.get("unused_share")) if memory else "",
-        formats.count(sum((memory.get("driver_calls") or {}).values())) if memory else "",
-    ]
-    latencies = cell.latencies(state)
-    for kind in _KINDS:
-        for quantile, _ in _QUANTILES:
-            numbers.append(_spread(latencies.get(kind, {}).get(quantile), formats.duration))
-    numbers.append(_spread(cell.throughput(state).get("events_per_s"), formats.rate))
-    source = str((cell.info.get("latency") or {}).get("source") or "")
-    meaning = _SOURCE_MEANING.get(source)
-    whose = f" {badge('latency: ' + source, meaning)}" if meaning and latencies else ""
-    header = (
-        f'<th scope="row"><span class="swatch" style="--c:{cell.colour}"></span>'
-        f"{formats.markup(cell.label)}{badges(cell)}{whose}</th>"
+        formats.count(cell.driver_calls) if memory else "",
     )
-    body = "".join(f'<td class="number">{number}</td>' for number in numbers)
     ended = _ended(cell)
-    below = f'<tr class="ended"><td colspan="{_COLUMNS}"><div>{ended}</div></td></tr>'
-    return f"<tr>{header}{body}</tr>" + (below if ended else "")
+    below = f'<tr class="ended"><td colspan="{1 + len(numbers)}"><div>{ended}</div></td></tr>'
+    return _row(cell, badges(cell), numbers) + (below if ended else "")
+
+
+def _time_row(cell: Cell, state: str) -> str:
+    latencies, throughput = cell.latencies(state), cell.throughput(state)
+    if not latencies and not throughput:
+        return ""
+    numbers = [
+        _spread(latencies.get(kind, {}).get(quantile), formats.duration)
+        for kind in _KINDS
+        for quantile, _ in _QUANTILES
+    ]
+    numbers.append(_spread(throughput.get("events_per_s"), formats.rate))
+    source = cell.latency_source
+    meaning = _SOURCE_MEANING.get(source or "")
+    whose = f" {badge(f'latency: {source}', meaning)}" if meaning else ""
+    return _row(cell, f" <small>{state}</small>{badges(cell)}{whose}", numbers)
 
 
 def _spread(interval: dict[str, Any] | None, text: Any) -> str:
@@ -133,7 +140,7 @@ def legend(cells: Sequence[Cell]) -> str:
     """What the marks in the table mean, only those that occur."""
     marks = [(mark, _MARK_MEANING[mark]) for c in cells for mark in c.marks]
     for cell in cells:
-        source = str((cell.info.get("latency") or {}).get("source") or "")
+        source = cell.latency_source
         if source in _SOURCE_MEANING:
             marks.append((f"latency: {source}", _SOURCE_MEANING[source]))
     told = "".join(
@@ -218,7 +225,10 @@ def machines(cells: Sequence[Cell]) -> str:
     told = []
     for key, members in found.items():
         machine, versions = json.loads(key)
-        pairs = [(formats.markup(k).replace("_", " "), _value(k, v)) for k, v in machine.items()]
+        pairs = [
+            (formats.markup(name.removesuffix("_bytes")).replace("_", " "), _value(name, value))
+            for name, value in machine.items()
+        ]
         pairs += [(formats.markup(k), _value(k, v)) for k, v in versions.items()]
         where = ", ".join(formats.markup(cell.label) for cell in members)
         told.append((f"<p>{where}</p>" if len(found) > 1 else "") + definitions(pairs))
@@ -257,4 +267,9 @@ def _value(name: str, value: Any) -> str:
 
 
 def _counts(counts: dict[str, Any]) -> str:
-    return ", ".join(f"{formats.markup(k)} {formats.count(v)}" for k, v in counts.items())
+    told = (
+        f"{formats.markup(name).replace('_', ' ')} {formats.count(value)}"
+        for name, value in counts.items()
+        if value
+    )
+    return ", ".join(told) or "none"

@@ -56,7 +56,7 @@
     for (const { place, figure } of plots) {
       const layout = { ...figure.layout, template: theme(onPaper) };
       // Paper is A4 across less its margins, whatever the width of the screen.
-      if (onPaper) layout.width = 1030;
+      if (onPaper) Object.assign(layout, { width: 1030, height: Math.min(place.clientHeight, 500) });
       // Text under a finger would zoom the chart when the reader means to scroll the page.
       layout.dragmode = window.matchMedia("(pointer: coarse)").matches ? false : "zoom";
       const shown = chosen(place);
@@ -70,7 +70,11 @@
   draw(false);
   dark.addEventListener("change", () => draw(false));
   document.addEventListener("change", () => draw(false));
-  window.addEventListener("beforeprint", () => draw(true));
+  window.addEventListener("beforeprint", () => {
+    // A reader of paper cannot open what is folded.
+    for (const folded of document.querySelectorAll(".run details")) folded.open = true;
+    draw(true);
+  });
   window.addEventListener("afterprint", () => draw(false));
   document.documentElement.dataset.drawn = String(plots.length);
 })();

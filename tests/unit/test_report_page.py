@@ -67,7 +67,8 @@ def test_the_page_is_the_same_for_the_same_results(text: str, synthetic_results:
 
 def test_the_answer_names_only_what_can_be_deployed(text: str) -> None:
     read = Reader(text).text
-    assert "direct holds the program in the least memory" in read
+    assert "direct holds the program in the least memory: 99.80 MiB reserved" in read
+    assert "and no more, in 15 calls to the system" in read
     assert "cpu-caching needs the most of those that can serve it" in read
     assert "Replayed as if the traffic were a device's: caching · unlimited" in read
     assert "caching · capacity 80.00 MiB ran out of memory." in read
@@ -75,8 +76,9 @@ def test_the_answer_names_only_what_can_be_deployed(text: str) -> None:
 
 def test_the_table_shows_peaks_marks_spread_and_the_outcome(text: str) -> None:
     read = Reader(text).text
-    assert "cpu-caching latency: ours 99.80 MiB 101.80 MiB 134.73 MiB +35.0 % 25.9 % 15" in read
-    assert "56 ns 53 to 60 ns" in read
+    assert "cpu-caching 99.80 MiB 101.80 MiB 134.73 MiB +35.0 % 25.9 % 15" in read
+    assert "cpu-caching steady latency: ours 56 ns 53 to 60 ns" in read
+    assert "cpu-caching cold latency: ours 112 ns 106 to 121 ns" in read
     assert "out of memory at event 4,999 , asking for 512.00 MiB".replace(" ,", ",") in read
     assert "latency of the workbench's own implementation, not of PyTorch's" in read
     assert "as-if replay: recorded on another kind of device" in read
@@ -160,7 +162,7 @@ def test_memory_without_latency_makes_a_page(
     make_result(tmp_path, timed=False)
     read = Reader(page(load_results([tmp_path]))).text
     assert "Left out: No call was timed in these results." in read
-    assert "not measured" in read
+    assert "Time of one call" not in read
 
 
 def test_a_result_without_a_needed_field_is_named(
