@@ -222,10 +222,10 @@ class Recording:
     def _start_part(self, path: str, name: str) -> None:
         part = ctypes.CDLL(path)
         start = getattr(part, f"wb_{name}_start")
-        start.argtypes, start.restype = [ctypes.c_void_p], None
+        start.argtypes, start.restype = [ctypes.c_void_p, ctypes.c_char_p], None
         stop = getattr(part, f"wb_{name}_stop")
         stop.argtypes, stop.restype = [], None
-        start(self.hook.wb_face())
+        start(self.hook.wb_face(), os.fsencode(os.path.join(_HERE, "")))
         self._undo.append(stop)
 
     def go_on_in_child(self) -> None:

@@ -85,13 +85,20 @@ def test_the_program_finds_everything_as_in_a_plain_run(tmp_path: Path) -> None:
 
 
 def test_names_of_the_users_own_meet_none_of_ours(tmp_path: Path) -> None:
-    names = ("replay", "reports", "recorders", "workbench", "sitecustomize", "agent", "phases")
+    own, custom = tmp_path / "own", tmp_path / "custom"
+    own.mkdir()
+    custom.mkdir()
+    names = ("replay", "reports", "recorders", "workbench", "agent", "phases")
     for name in names:
-        script(tmp_path, f"print('the own {name}')\n", f"{name}.py")
-    script(tmp_path, "import torch\n" + "".join(f"import {name}\n" for name in names))
-    done = wb(tmp_path, "record", str(tmp_path / "train.py"), PYTHONPATH=str(tmp_path))
+        script(own, f"print('own {name}')\n", f"{name}.py")
+    script(custom, "print('own sitecustomize')\n", "sitecustomize.py")
+    text = "import torch\n" + "".join(f"import {name}\n" for name in names)
+    script(own, text + "import sitecustomize; print(sitecustomize.__file__)\n")
+    done = wb(tmp_path, "record", "own/train.py", PYTHONPATH=str(custom))
     assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.splitlines()) == sorted(f"the own {name}" for name in names)
+    lines = [line for line in done.stdout.splitlines() if line != "own sitecustomize"]
+    assert lines == [*(f"own {name}" for name in names), str(custom / "sitecustomize.py")]
+    assert "own sitecustomize" in done.stdout
     assert (tmp_path / "train.parquet").exists()
 
 
@@ -105,9 +112,7 @@ def test_names_of_the_users_own_meet_none_of_ours(tmp_path: Path) -> None:
         ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", 143),
     ],
 )
-def test_exit_codes_pass_through_and_the_trace_is_kept(
-    tmp_path: Path, end: str, code: int
-) -> None:
+def test_exit_codes_pass_through_and_the_trace_is_kept(tmp_path: Path, end: str, code: int) -> None:
     script(tmp_path, TENSORS + end + "\n")
     done = wb(tmp_path, "record", "train.py")
     assert done.returncode == code, done.stderr
@@ -121,17 +126,17 @@ def test_exit_codes_pass_through_and_the_trace_is_kept(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_reach_the_program(tmp_path: Path, number: signal.Signals) -> None:
     script(tmp_path, TENSORS + "import time\nprint('ready', flush=True)\ntime.sleep(60)\n")
-    started = subprocess.Popen(
+    with subprocess.Popen(
         [*WB, "record", "train.py"], cwd=tmp_path, env=variables(), stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    assert started.stdout is not None
-    assert started.stdout.readline() == "ready\n"
-    if number == signal.SIGINT:  # as a terminal does: to all of them
-        os.killpg(started.pid, number)
-    else:
-        started.send_signal(number)
-    _, errors = started.communicate(timeout=60)
+    ) as started:  # fmt: skip
+        assert started.stdout is not None
+        assert started.stdout.readline() == "ready\n"
+        if number == signal.SIGINT:  # as a terminal does: to all of them
+            os.killpg(started.pid, number)
+        else:
+            started.send_signal(number)
+        _, errors = started.communicate(timeout=60)
     assert started.returncode == 128 + number, errors
     assert ("KeyboardInterrupt" in errors) == (number == signal.SIGINT)
     assert sizes(tmp_path / "train.parquet").count(4000) == 50
@@ -186,8 +191,9 @@ def test_forked_children_are_recorded_when_asked(tmp_path: Path) -> None:
     (child,) = tmp_path.glob("train.pid-*.parquet")
     assert sizes(child).count(8000) == 5
     assert sizes(tmp_path / "train.parquet").count(8000) == 5
-    assert open_trace(str(child)).metadata["parent_process_id"] == (
-        open_trace(str(tmp_path / "train.parquet")).metadata["process_id"]
+    assert (
+        open_trace(str(child)).metadata["parent_process_id"]
+        == (open_trace(str(tmp_path / "train.parquet")).metadata["process_id"])
     )
 
 
@@ -265,30 +271,40 @@ def test_a_spool_limit_ends_the_recording_and_counts_the_rest(tmp_path: Path) ->
 
 
 def test_a_killed_parent_leaves_what_recover_saves(tmp_path: Path) -> None:
-    script(tmp_path, TENSORS + "import time\nprint('ready', flush=True)\ntime.sleep(2)\n")
-    started = subprocess.Popen(
-        [*WB, "record", "train.py"], cwd=tmp_path, env=variables(), stdout=subprocess.PIPE
-    )
-    assert started.stdout is not None
-    started.stdout.readline()
-    second = wb(tmp_path, "record", "train.py")
-    assert second.returncode == 2
-    assert "right now" in second.stderr
-    started.kill()
-    started.wait()
-    early = wb(tmp_path, "recover", "train.parquet.spool")
-    assert early.returncode == 2
-    assert "still records" in early.stderr
-    assert wb(tmp_path, "record", "train.py").returncode == 2  # left over: not thrown away unasked
-    started.stdout.read()  # the program's end
-    time.sleep(0.5)
+    script(tmp_path, TENSORS + "print('ready', flush=True)\nwhile input() != 'go on': pass\n")
+    with subprocess.Popen(
+        [*WB, "record", "train.py"], cwd=tmp_path, env=variables(), stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE, text=True,
+    ) as started:  # fmt: skip
+        assert started.stdout is not None
+        assert started.stdin is not None
+        started.stdout.readline()
+        second = wb(tmp_path, "record", "train.py")
+        assert second.returncode == 2
+        assert "right now" in second.stderr
+        started.kill()
+        started.wait()
+        early = wb(tmp_path, "recover", "train.parquet.spool")
+        assert early.returncode == 2
+        assert "still records" in early.stderr
+        left = wb(tmp_path, "record", "train.py")
+        assert left.returncode == 2  # not thrown away unasked
+        assert "wb recover" in left.stderr
+        started.stdin.write("go on\n")
+        started.stdin.flush()
+        started.stdout.read()  # until the program ends
     done = wb(tmp_path, "recover", "train.parquet.spool")
+    for _ in range(50):  # the end of its output is a moment before its own
+        if "still records" not in done.stderr:
+            break
+        time.sleep(0.1)
+        done = wb(tmp_path, "recover", "train.parquet.spool")
     assert done.returncode == 0, done.stderr
     assert sizes(tmp_path / "train.parquet").count(4000) == 50
     assert not (tmp_path / "train.parquet.spool").exists()
 
 
-def test_what_a_killed_parent_ignored_is_not_ignored_twice(tmp_path: Path) -> None:
+def test_recover_takes_spools_only(tmp_path: Path) -> None:
     done = wb(tmp_path, "recover", ".")
     assert done.returncode == 2
     assert "not a spool folder" in done.stderr

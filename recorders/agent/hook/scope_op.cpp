@@ -69,7 +69,7 @@ void at_end(const at::RecordFunction&, at::ObserverContext*) {
 }  // namespace
 }  // namespace workbench
 
-WORKBENCH_EXPORT void wb_ops_start(const workbench::HookFace* face) {
+WORKBENCH_EXPORT void wb_ops_start(const workbench::HookFace* face, const char*) {
   using namespace workbench;  // NOLINT
   if (installed) return;
   hook = *face;

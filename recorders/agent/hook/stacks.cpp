@@ -16,6 +16,7 @@ namespace {
 constexpr std::size_t kDeepest = 512;  // frames; of deeper stacks, the innermost ones
 
 HookFace hook;
+std::string& own_folder = *new std::string;  // with a slash at its end
 
 // Guarded by Python's lock, which is held wherever frames can be read.
 std::unordered_map<std::uint64_t, std::uint32_t>& known_stacks() {
@@ -32,6 +33,13 @@ void append_text(std::string& folded, PyObject* text) {
   }
 }
 
+// Whether the frame is one of the recorder's own wrappers, which a plain run does not have.
+bool is_ours(const PyCodeObject* code) {
+  const char* const file = PyUnicode_AsUTF8(code->co_filename);
+  if (file == nullptr) PyErr_Clear();
+  return file != nullptr && std::strncmp(file, own_folder.c_str(), own_folder.size()) == 0;
+}
+
 struct Frame {
   PyCodeObject* code;  // owned
   int instruction;
@@ -40,6 +48,7 @@ struct Frame {
 std::uint32_t number_of(const std::vector<Frame>& frames, std::uint64_t hash) {
   std::string folded;
   for (auto frame = frames.rbegin(); frame != frames.rend(); ++frame) {
+    if (is_ours(frame->code)) continue;
     if (!folded.empty()) folded += ';';
     append_text(folded, frame->code->co_filename);
     folded += ':' + std::to_string(PyCode_Addr2Line(frame->code, frame->instruction)) + ' ';
@@ -99,8 +108,9 @@ std::uint32_t find_stack() {
 }  // namespace
 }  // namespace workbench
 
-WORKBENCH_EXPORT void wb_stacks_start(const workbench::HookFace* face) {
+WORKBENCH_EXPORT void wb_stacks_start(const workbench::HookFace* face, const char* own_folder) {
   workbench::hook = *face;
+  workbench::own_folder = own_folder;
   face->set_stack_finder(&workbench::find_stack);
 }
 
