@@ -31,7 +31,7 @@ def parquet_options() -> dict[str, Any]:
     """How traces are encoded: together these keep a default trace below 3 bytes per event."""
     return {
         "compression": "zstd",
-        "compression_level": 3,
+        "compression_level": 9,
         "use_dictionary": _DICTIONARY_COLUMNS,
         "column_encoding": dict.fromkeys(_DELTA_COLUMNS, "DELTA_BINARY_PACKED"),
         # A flipped bit is then found where it is, instead of read as another number.

@@ -200,7 +200,7 @@ def test_flipped_bits_and_lost_ends_give_one_sentence(tmp_path: Path) -> None:
     whole = path.read_bytes()
     chance = random.Random(3)
     caught = 0
-    for _ in range(1500):
+    for _ in range(800):
         content = bytearray(whole)
         for _ in range(chance.choice([1, 1, 3])):
             content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
@@ -212,7 +212,7 @@ def test_flipped_bits_and_lost_ends_give_one_sentence(tmp_path: Path) -> None:
         except BrokenFileError as error:
             assert "\n" not in str(error)  # noqa: PT017 - the flip may also be harmless
             caught += 1
-    assert caught > 1000
+    assert caught > 500
 
 
 @settings(max_examples=200, deadline=None)
