@@ -68,7 +68,7 @@ def _name(cell: Cell) -> str:
 def _calls(cell: Cell) -> str:
     """The cost that every machine agrees on; times of our own code are no headline."""
     calls = cell.driver_calls
-    return "" if calls is None else f", in {formats.count(calls)} calls to the system"
+    return "" if calls is None else f", in {formats.count(calls)} device calls"
 
 
 def _distance(cell: Cell) -> str:

@@ -115,9 +115,9 @@ class Cell:
 
     @property
     def driver_calls(self) -> int | None:
-        """Requests to the system or the device; None where they were not counted."""
+        """Memory taken from and given back to the device; None where it was not counted."""
         calls = (self.info.get("memory") or {}).get("driver_calls")
-        return sum(calls.values()) if calls else None
+        return calls.get("alloc", 0) + calls.get("free", 0) if calls else None
 
     @property
     def latency_source(self) -> str | None:

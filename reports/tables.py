@@ -38,7 +38,7 @@ def memory(cells: Sequence[Cell]) -> str:
     """Peaks and outcomes of the cells of one trace, at least one."""
     heads = (
         *("live requested", "allocated", "reserved", "over live", "unused share"),
-        "calls to the system",
+        "device calls",
     )
     return _table("Peak memory of a cold run", heads, "".join(_memory_row(cell) for cell in cells))
 

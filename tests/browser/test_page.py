@@ -69,8 +69,7 @@ def file(tmp_path: Path, synthetic_results: Path) -> Path:
     return target
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 390)])
 def test_all_charts_are_drawn_and_nothing_leaves_the_file(
     browser: Any, file: Path, scheme: str, width: int
 ) -> None:

@@ -68,7 +68,7 @@ def test_the_page_is_the_same_for_the_same_results(text: str, synthetic_results:
 def test_the_answer_names_only_what_can_be_deployed(text: str) -> None:
     read = Reader(text).text
     assert "direct holds the program in the least memory: 99.80 MiB reserved" in read
-    assert "and no more, in 15 calls to the system" in read
+    assert "and no more, in 15 device calls" in read
     assert "cpu-caching needs the most of those that can serve it" in read
     assert "Replayed as if the traffic were a device's: caching · unlimited" in read
     assert "caching · capacity 80.00 MiB ran out of memory." in read
