@@ -183,7 +183,8 @@ def run_part(name: str, code: str, arguments: list[str]) -> tuple[float, float]:
     if status != 0:
         sys.exit(f"{name} failed with status {status}: {output.decode()}")
     megabytes = usage.ru_maxrss / 1024
-    print(f"{name:10} {seconds:7.2f} s  {megabytes:7.0f} MB")
+    busy = usage.ru_utime + usage.ru_stime
+    print(f"{name:10} {seconds:7.2f} s  {megabytes:7.0f} MB   ({busy:.2f} s of processor time)")
     return seconds, megabytes
 
 
