@@ -21,7 +21,7 @@ def replay(
     capacity: int | str | None = None,
     completion: str = "recorded",
     after_oom: str = "stop",
-    repeat: int = 10,
+    repeat: int | None = None,
     timeout: float = 600.0,
     output: str | os.PathLike[str] | None = None,
     force: bool = False,
@@ -36,7 +36,7 @@ def replay(
         capacity: of the device: bytes, or text such as ``8GiB``; None for what the trace says.
         completion: ``recorded``, ``immediate``, ``never`` or ``delay:N``.
         after_oom: ``stop`` or ``continue``.
-        repeat: timed processes for each cell.
+        repeat: timed processes for each cell; None for 10, or fewer, at least 3, where they take long.
         timeout: seconds that a process may take.
         output: folder to keep the results in; None for one that goes with the returned object.
         force: replace whatever is in the way in `output`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -30,6 +31,9 @@ from workbench.replay.processes import WORKER_COMMAND, RunOutcome, run_worker
 from workbench.replay.result_writer import check_free, prepare_output, write_result
 from workbench.replay.results import FORMAT_VERSION, CellResult
 
+REPEAT = 10
+LEAST_REPEAT = 3
+ENOUGH_SECONDS = 20.0
 Progress = Callable[[str, int, int], None]
 
 
@@ -43,7 +47,8 @@ class Options:
         capacity: bytes; None for what the trace says was left, or a default.
         completion: when work on a stream completes.
         after_oom: ``stop`` or ``continue``.
-        repeat: processes for each cell.
+        repeat: timed processes for each cell; None for `REPEAT`, or fewer (at least
+            `LEAST_REPEAT`) for a cell whose processes have taken `ENOUGH_SECONDS` together.
         timeout: seconds that one process may take.
         force: replace whatever is in a result's folder.
         seed: of the order of runs and of the bootstrap.
@@ -56,7 +61,7 @@ class Options:
     capacity: int | None = None
     completion: str = "recorded"
     after_oom: str = "stop"
-    repeat: int = 10
+    repeat: int | None = None
     timeout: float = 600.0
     force: bool = False
     seed: int = 0
@@ -94,6 +99,7 @@ class _Job:
     memory: dict[str, Any] | None = None
     arrays: Path | None = None
     runs: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
     broken: RunOutcome | None = None
 
     @property
@@ -160,7 +166,7 @@ def _check(options: Options) -> None:
     check_completion(options.completion)
     if options.after_oom not in ("stop", "continue"):
         raise UsageError(f"--after-oom {options.after_oom!r} is not known; write stop or continue")
-    if options.repeat < 1:
+    if options.repeat is not None and options.repeat < 1:
         raise UsageError(f"--repeat {options.repeat} is not a number of processes; write 1 or more")
     if not options.timeout > 0:
         raise UsageError(f"--timeout {options.timeout:g} is not a time; write seconds above 0")
@@ -285,7 +291,7 @@ def _run(jobs: Sequence[_Job], options: Options, scratch: Path, progress: Progre
     The first round makes the memory passes, the others the timed ones.
     """
     order = random.Random(options.seed)
-    rounds = options.repeat + 1
+    rounds = (REPEAT if options.repeat is None else options.repeat) + 1
     total = rounds * len(jobs)
     for number in range(rounds):
         round_ = list(jobs)
@@ -293,9 +299,14 @@ def _run(jobs: Sequence[_Job], options: Options, scratch: Path, progress: Progre
         for place, job in enumerate(round_):
             progress("Replaying", number * len(jobs) + place, total)
             # A cell that broke would break again, at the price of a timeout each.
-            if job.unavailable is None and job.broken is None:
+            if job.unavailable is None and job.broken is None and not _is_enough(job, options):
                 _run_once(job, options, scratch, memory=number == 0)
     progress("Replaying", total, total)
+
+
+def _is_enough(job: _Job, options: Options) -> bool:
+    """Whether a slow cell has been measured often enough, where the user leaves that to us."""
+    return options.repeat is None and len(job.runs) >= LEAST_REPEAT and job.seconds > ENOUGH_SECONDS
 
 
 def _run_once(job: _Job, options: Options, scratch: Path, *, memory: bool) -> None:
@@ -313,6 +324,7 @@ def _run_once(job: _Job, options: Options, scratch: Path, *, memory: bool) -> No
         },
         "memory": memory,
     }
+    started = time.monotonic()
     outcome = run_worker(task, folder, options.timeout, options.worker_command)
     if outcome.result is None:
         job.broken = outcome
@@ -322,6 +334,7 @@ def _run_once(job: _Job, options: Options, scratch: Path, *, memory: bool) -> No
         job.arrays = folder / "arrays.npz"
     else:
         job.runs.append(outcome.result)
+        job.seconds += time.monotonic() - started
 
 
 def _result(
@@ -383,7 +396,7 @@ def _result(
         "seed": options.seed,
         "machine": machine,
         "versions": package_versions(),
-        "warnings": _warnings(job, machine) + measurement.spread_warnings(throughput),
+        "warnings": _warnings(job, options, machine) + measurement.spread_warnings(throughput),
         "command": options.command,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -402,7 +415,7 @@ def _outcome(job: _Job, memory: dict[str, Any] | None) -> dict[str, Any]:
     return {"status": "ok", "reason": None, "oom": None}
 
 
-def _warnings(job: _Job, machine: dict[str, Any]) -> list[str]:
+def _warnings(job: _Job, options: Options, machine: dict[str, Any]) -> list[str]:
     warnings = noise_warnings(machine)
     cell, metadata = job.cell, job.loaded.metadata
     if cell.as_if:
@@ -416,6 +429,11 @@ def _warnings(job: _Job, machine: dict[str, Any]) -> list[str]:
         warnings.append(
             f"The trace is incomplete: {metadata.get('lost_events', 0)} events were lost "
             "while recording."
+        )
+    if job.broken is None and _is_enough(job, options) and len(job.runs) < REPEAT:
+        warnings.append(
+            f"{cell.allocator.label} on {cell.backend} was timed in {len(job.runs)} processes "
+            f"instead of {REPEAT}, because they took {job.seconds:.0f} s; --repeat says how many."
         )
     if not len(job.traffic.op):
         warnings.append("The trace has no event to replay on this device.")

@@ -43,7 +43,13 @@ def command(
     after_oom: Annotated[
         str, typer.Option(help="Out of memory: stop, or continue without what was refused.")
     ] = "stop",
-    repeat: Annotated[int, typer.Option(help="Timed processes for each cell.")] = 10,
+    repeat: Annotated[
+        int | None,
+        typer.Option(
+            help="Timed processes for each cell.",
+            show_default="10, and at least 3 for a cell that takes long",
+        ),
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds a process may take.")] = 600.0,
     force: Annotated[bool, typer.Option(help="Replace what is in the way.")] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path(
