@@ -75,7 +75,9 @@ def _distance(cell: Cell) -> str:
     reserved = cell.peak("reserved")
     if reserved is None or not cell.live_peak:
         return ""
-    excess = reserved / cell.live_peak - 1
-    if excess < 0.0005:
+    ratio = reserved / cell.live_peak
+    if ratio < 1.0005:
         return ", the peak of live memory and no more"
-    return f", {formats.share(excess)} above the peak of live memory"
+    if ratio >= 2:
+        return f", {ratio:.1f} times the peak of live memory"
+    return f", {formats.share(ratio - 1)} above the peak of live memory"

@@ -74,6 +74,21 @@ def test_the_answer_names_only_what_can_be_deployed(text: str) -> None:
     assert "caching · capacity 80.00 MiB ran out of memory." in read
 
 
+@pytest.mark.parametrize(
+    ("overhead", "told"),
+    [
+        (0, "99.80 MiB reserved, the peak of live memory and no more,"),
+        (0.5, "149.70 MiB reserved, 50.0 % above the peak of live memory,"),
+        (7, "798.40 MiB reserved, 8.0 times the peak of live memory,"),
+    ],
+)
+def test_the_answer_says_how_far_above_the_floor(
+    tmp_path: Path, make_result: Callable[..., Path], overhead: float, told: str
+) -> None:
+    make_result(tmp_path, overhead=overhead)
+    assert told in Reader(page(load_results([tmp_path]))).text
+
+
 def test_the_table_shows_peaks_marks_spread_and_the_outcome(text: str) -> None:
     read = Reader(text).text
     assert "cpu-caching 99.80 MiB 101.80 MiB 134.73 MiB +35.0 % 25.9 % 15" in read
