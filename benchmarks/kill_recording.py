@@ -108,7 +108,7 @@ def main() -> None:
     kills = parser.parse_args().kills
     moments = random.Random(0)
     equal = 0
-    print(f"{'killed after':>12} {'exit':>4} {'counted allocs, frees, bytes':>34} {'in the trace':>34}")
+    print(f"{'killed after':>12} exit {'counted allocs, frees, bytes':>34} {'in the trace':>34}")
     with tempfile.TemporaryDirectory() as name:
         counter = build_counter(Path(name))
         for _ in range(kills):

@@ -52,7 +52,9 @@ def tiny_operators() -> Step:
 def transformer() -> Step:
     """An encoder of four layers on 8 sequences of 64 tokens."""
     layer = nn.TransformerEncoderLayer(128, 4, 512, batch_first=True)
-    model = nn.Sequential(nn.Embedding(512, 128), nn.TransformerEncoder(layer, 4), nn.Linear(128, 512))
+    model = nn.Sequential(
+        nn.Embedding(512, 128), nn.TransformerEncoder(layer, 4), nn.Linear(128, 512)
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     tokens = torch.randint(512, (8, 64))
 
@@ -68,7 +70,11 @@ def conv_net() -> Step:
     """Four convolutions with batch norm on 16 images of 32 x 32."""
     layers: list[nn.Module] = []
     for channels_in, channels in ((3, 32), (32, 32), (32, 64), (64, 64)):
-        layers += [nn.Conv2d(channels_in, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.ReLU()]
+        layers += [
+            nn.Conv2d(channels_in, channels, 3, padding=1),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+        ]
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     images, labels = torch.randn(16, 3, 32, 32), torch.randint(10, (16,))
@@ -136,7 +142,9 @@ def nothing() -> None:
 
 def event_cost(hook: Any) -> tuple[float, float]:
     """Nanoseconds that recording adds to an event in a tight loop: median, and spread of it."""
-    loop = ctypes.CDLL(str(torch_build.build("alloc_loop", [Path(__file__).parent / "alloc_loop.cpp"])))
+    loop = ctypes.CDLL(
+        str(torch_build.build("alloc_loop", [Path(__file__).parent / "alloc_loop.cpp"]))
+    )
     loop.alloc_loop.argtypes = [ctypes.c_uint64, ctypes.c_uint64]
     loop.alloc_loop.restype = ctypes.c_uint64
     pairs, costs = 100_000, []
@@ -182,8 +190,9 @@ def main() -> None:
             f"torch {torch.__version__}, {options.threads} thread(s), {options.pairs} pairs of "
             "steps; ratios with 95 % intervals"
         )
-        table = Table("model", "step", "events", "with the hook: medians", "means",
-                      "control: medians", "event cost predicts", "profiler", "own memory")  # fmt: skip
+        table = Table("model", "step", "events", "with the hook: medians", "means")
+        for title in ("control: medians", "event cost predicts", "profiler", "own memory"):
+            table.add_column(title)
         cost, spread = event_cost(hook)
         for name in options.models:
             table.add_row(name, *measure(MODELS[name](), hook, process, options.pairs, cost))

@@ -1,4 +1,4 @@
-"""The parent's side of a recording: the spool folder, the program, and what becomes of the spool."""
+"""The parent's side of a recording: the spool folder and the program."""
 
 from __future__ import annotations
 
@@ -249,7 +249,9 @@ def run_program(command: Sequence[str], variables: Mapping[str, str]) -> tuple[i
         try:
             program = subprocess.Popen(list(command), env=dict(variables))
         except OSError as error:
-            raise UsageError(f"cannot run {command[0]}: {error.strerror}; check the name") from error
+            raise UsageError(
+                f"cannot run {command[0]}: {error.strerror}; check the name"
+            ) from error
         for number in early:
             program.send_signal(number)
         code = program.wait()

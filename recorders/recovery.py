@@ -116,9 +116,7 @@ def convert_spool(
                 f"{path} could not be written, but the recording is safe: try again with "
                 f"`wb recover {spool}` ({error})"
             ) from error
-        done.append(
-            RecordedProcess(path, process_id, converted.rows, converted.lost)
-        )
+        done.append(RecordedProcess(path, process_id, converted.rows, converted.lost))
     return done
 
 
@@ -222,7 +220,9 @@ def recover(spool: Path, output: Path | None, *, force: bool) -> list[RecordedPr
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UsageError(f"{spool} is being recorded into right now; wait for its end") from error
+            raise UsageError(
+                f"{spool} is being recorded into right now; wait for its end"
+            ) from error
         for folder in process_folders(spool):
             described = _metadata(folder, None)
             if described.get("ended") == "running":

@@ -241,7 +241,7 @@ class Recording:
             "rank": _number("RANK"),
             "world_size": _number("WORLD_SIZE"),
             "restart_count": _number("TORCHELASTIC_RESTART_COUNT"),
-            "start_wall_clock": datetime.datetime.now(datetime.timezone.utc).isoformat(),
+            "start_wall_clock": datetime.datetime.now(datetime.UTC).isoformat(),
             "boot_id": _read("/proc/sys/kernel/random/boot_id"),
             "process_start": _read("/proc/self/stat").rpartition(")")[2].split()[19:20],
             "versions": {

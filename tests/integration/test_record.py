@@ -14,6 +14,8 @@ import pytest
 
 pytest.importorskip("torch")
 
+import pyarrow.parquet as pq
+
 from workbench.recorders.trace import open_trace
 
 pytestmark = pytest.mark.torch
@@ -61,21 +63,26 @@ if __name__ == "__main__":
         "argv": sys.argv, "path": sys.path, "modules": sorted(
             name for name in sys.modules if "sitecustomize" in name or "workbench" in name),
         "main": __file__, "stdin": sys.stdin.read(), "signal": str(signal.getsignal(2)),
-        "finders": [type(f).__name__ for f in sys.meta_path], "loader": [type(torch.__spec__.loader).__name__, sorted(vars(torch.__spec__.loader))]}))
+        "finders": [type(f).__name__ for f in sys.meta_path],
+        "loader": sorted(vars(torch.__spec__.loader))}))
 """
 
 
 def test_the_program_finds_everything_as_in_a_plain_run(tmp_path: Path) -> None:
     script(tmp_path, SURROUNDINGS)
     arguments = ["train.py", "--lr", "3", "--", "-o", "x"]
-    plain = subprocess.run(
-        [sys.executable, *arguments], cwd=tmp_path, env=variables(), input="in", capture_output=True,
-        text=True, check=True,
-    )  # fmt: skip
-    recorded = subprocess.run(
-        [*WB, "record", *arguments], cwd=tmp_path, env=variables(), input="in", capture_output=True,
-        text=True, check=True,
-    )  # fmt: skip
+    plain, recorded = (
+        subprocess.run(
+            [*command, *arguments],
+            cwd=tmp_path,
+            env=variables(),
+            input="in",
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        for command in ([sys.executable], [*WB, "record"])
+    )
     seen, expected = json.loads(recorded.stdout), json.loads(plain.stdout)
     ours = {"_workbench_recorder", "_workbench_torch_build", "_workbench_phases"}
     assert set(seen.pop("modules")) - ours == set(expected.pop("modules"))
@@ -293,6 +300,14 @@ def test_a_killed_parent_leaves_what_recover_saves(tmp_path: Path) -> None:
         started.stdin.write("go on\n")
         started.stdin.flush()
         started.stdout.read()  # until the program ends
+        time.sleep(0.5)
+    full = subprocess.run(
+        ["bash", "-c", 'ulimit -f 2; exec "$@"', "-", *WB, "recover", "train.parquet.spool"],
+        cwd=tmp_path, env=variables(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert full.returncode == 1
+    assert "wb recover" in full.stderr
+    assert not (tmp_path / "train.parquet").exists()
     done = wb(tmp_path, "recover", "train.parquet.spool")
     for _ in range(50):  # the end of its output is a moment before its own
         if "still records" not in done.stderr:
@@ -308,3 +323,135 @@ def test_recover_takes_spools_only(tmp_path: Path) -> None:
     done = wb(tmp_path, "recover", ".")
     assert done.returncode == 2
     assert "not a spool folder" in done.stderr
+
+
+def test_wrong_use_is_said_before_the_program_starts(tmp_path: Path) -> None:
+    script(tmp_path, "print('started')\n")
+    (tmp_path / "old.parquet").write_text("precious")
+    for arguments, words in (
+        (["nosuch.py"], "nosuch.py does not exist"),
+        (["-o", "missing/run.parquet", "train.py"], "missing does not exist"),
+        (["-o", "old.parquet", "train.py"], "--force"),
+        (["--scope", "color", "train.py"], "'color'"),
+        (["--spool-limit", "8Gb", "train.py"], "8Gb"),
+        (["-m", "--exec", "train.py"], "exclude"),
+        ([], "no program"),
+    ):
+        done = wb(tmp_path, "record", *arguments)
+        assert (done.returncode, done.stdout) == (2, ""), done.stderr
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
+    assert (tmp_path / "old.parquet").read_text() == "precious"
+    assert not list(tmp_path.glob("*.spool"))
+
+
+def test_no_compiler_is_one_sentence(tmp_path: Path) -> None:
+    script(tmp_path, "print('started')\n")
+    done = wb(
+        tmp_path, "record", "train.py", CXX="no-such-compiler", XDG_CACHE_HOME=str(tmp_path / "c")
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "CXX='no-such-compiler' was not found" in done.stderr
+
+
+FULL_DISK = """
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stddef.h>
+static size_t used;
+int posix_fallocate(int file, off_t offset, off_t bytes) {
+  used += bytes;
+  return used > 400000 ? ENOSPC : fallocate(file, 0, offset, bytes) == 0 ? 0 : errno;
+}
+"""
+
+
+def test_a_full_disk_ends_the_recording_and_not_the_program(tmp_path: Path) -> None:
+    (tmp_path / "full.c").write_text(FULL_DISK)
+    library = tmp_path / "full.so"
+    build = ["cc", "-shared", "-fPIC", str(tmp_path / "full.c"), "-o", str(library)]
+    subprocess.run(build, check=True)
+    text = "import torch\nfor _ in range(20000): x = torch.ones(10)\nprint('went on')\n"
+    script(tmp_path, text)
+    done = wb(tmp_path, "record", "train.py", LD_PRELOAD=str(library))
+    assert (done.returncode, done.stdout) == (0, "went on\n"), done.stderr
+    metadata = open_trace(str(tmp_path / "train.parquet")).metadata
+    assert not metadata["complete"]
+    assert "disk" in metadata["lost_reason"]
+    assert metadata["events"] + metadata["lost_events"] >= 40000
+    assert metadata["events"] > 8000
+
+
+SCOPED = """
+import torch
+from torch import nn
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(7, 1000)
+    def forward(self, x):
+        return self.inner(x)
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(), Block()])
+    def forward(self, x):
+        return self.blocks[1](x)
+Net()(torch.randn(3, 7))
+"""
+
+
+def test_scopes_and_stacks_say_what_asked_for_memory(tmp_path: Path) -> None:
+    script(tmp_path, SCOPED)
+    done = wb(tmp_path, "record", "--scope", "op", "--scope", "module", "--stacks", "train.py")
+    assert done.returncode == 0, done.stderr
+    table = pq.read_table(tmp_path / "train.parquet").to_pylist()
+    (row,) = [row for row in table if row["event"] == "alloc" and row["size"] == 12000]
+    assert row["scope"] == "blocks.1.inner/aten::addmm"
+    stacks = pq.read_table(tmp_path / "train.stacks.parquet").to_pylist()
+    (stack,) = [entry["stack"] for entry in stacks if entry["stack_id"] == row["stack_id"]]
+    frames = stack.split(";")
+    assert frames[0].endswith("train.py:16 <module>")
+    assert any(frame.endswith("train.py:10 forward") for frame in frames)
+    assert "recorders/agent" not in stack
+
+
+WITHIN = """
+import warnings
+import torch, workbench
+warnings.simplefilter("error")
+before = torch.ones(500)
+for name in ("first", "second"):
+    try:
+        with workbench.record(f"{name}.parquet"):
+            kept = [torch.ones(1000) for _ in range(20)]
+            workbench.mark_step(7)
+            del before, kept
+            raise KeyError("mine")
+    except KeyError:
+        before = torch.ones(500)
+with workbench.record("third.parquet"):
+    try:
+        with workbench.record("fourth.parquet"):
+            pass
+    except UserWarning as warning:
+        print(warning)
+"""
+
+
+def test_the_context_manager_records_its_block(tmp_path: Path) -> None:
+    script(tmp_path, WITHIN)
+    done = subprocess.run(
+        [sys.executable, "train.py"], cwd=tmp_path, env=variables(), capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "recorded already" in done.stdout
+    for name in ("first", "second"):
+        assert sizes(tmp_path / f"{name}.parquet").count(4000) == 20
+        assert sizes(tmp_path / f"{name}.parquet", "free").count(4000) == 20
+        assert 2000 not in sizes(tmp_path / f"{name}.parquet", "free")
+        assert pq.read_table(tmp_path / f"{name}.parquet")["step"].to_pylist()[-1] == 7
+    assert not (tmp_path / "fourth.parquet").exists()
+    assert not list(tmp_path.glob("*.spool"))

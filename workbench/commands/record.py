@@ -15,7 +15,7 @@ CONTEXT_SETTINGS = {"allow_interspersed_args": False, "ignore_unknown_options": 
 def command(
     program: Annotated[
         list[str] | None,
-        typer.Argument(metavar="SCRIPT [ARGS]…", help="The program and its arguments."),
+        typer.Argument(metavar="SCRIPT [ARGS]", help="The program and its arguments."),
     ] = None,
     output: Annotated[
         Path | None,
@@ -35,7 +35,8 @@ def command(
     children: Annotated[bool, typer.Option(help="Record forked children, too.")] = False,
     force: Annotated[bool, typer.Option(help="Replace an existing trace.")] = False,
     spool_folder: Annotated[
-        Path | None, typer.Option("--spool", help="Folder for the spool; by default beside the trace.")
+        Path | None,
+        typer.Option("--spool", help="Folder for the spool; by default beside the trace."),
     ] = None,
     spool_limit: Annotated[
         str | None,
@@ -75,10 +76,7 @@ def command(
         spool=spool_folder,
         spool_limit=parse_size(spool_limit, "--spool-limit") if spool_limit else None,
     )
-    if execute:
-        run = program
-    else:
-        run = [sys.executable, *(["-m"] if module else []), *program]
+    run = program if execute else [sys.executable, *(["-m"] if module else []), *program]
     spool = recording.open_spool(options, run)
     try:
         # A foreign command may bring its own torch: the agent builds for that one when it starts.
