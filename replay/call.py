@@ -36,7 +36,7 @@ def replay(
         capacity: of the device: bytes, or text such as ``8GiB``; None for what the trace says.
         completion: ``recorded``, ``immediate``, ``never`` or ``delay:N``.
         after_oom: ``stop`` or ``continue``.
-        repeat: timed processes for each cell; None for 10, or fewer, at least 3, where they take long.
+        repeat: timed processes for each cell; None for 10, or at least 3 where they take long.
         timeout: seconds that a process may take.
         output: folder to keep the results in; None for one that goes with the returned object.
         force: replace whatever is in the way in `output`.

@@ -129,17 +129,16 @@ def throughput_fields(runs: Sequence[Mapping[str, Any]], seed: int) -> dict[str,
     return fields
 
 
-def spread_warnings(throughput: Mapping[str, Any]) -> list[str]:
-    """A sentence for each state in which processes differ widely."""
-    warnings = []
-    for state, fields in throughput.items():
-        share = spread(fields["ns_per_event"]["samples"])
-        if share > NOISY_SPREAD:
-            warnings.append(
-                f"The {state} runs differ by {share:.0%} of their median: the machine was noisy, "
-                "and small differences between allocators mean nothing."
-            )
-    return warnings
+def spread_warnings(cell: Cell, throughput: Mapping[str, Any]) -> list[str]:
+    """A sentence where processes differ widely."""
+    shares = {state: spread(of["ns_per_event"]["samples"]) for state, of in throughput.items()}
+    wide = [f"{share:.0%} ({state})" for state, share in shares.items() if share > NOISY_SPREAD]
+    if not wide:
+        return []
+    return [
+        f"{cell.allocator.label} on {cell.backend}: processes differ by {' and '.join(wide)} of "
+        "their median throughput, so small differences in time mean nothing."
+    ]
 
 
 def memory_fields(

@@ -396,7 +396,8 @@ def _result(
         "seed": options.seed,
         "machine": machine,
         "versions": package_versions(),
-        "warnings": _warnings(job, options, machine) + measurement.spread_warnings(throughput),
+        "warnings": _warnings(job, options, machine)
+        + measurement.spread_warnings(cell, throughput),
         "command": options.command,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -22,8 +22,10 @@ from hypothesis import strategies as st
 import workbench
 from workbench.common.errors import BrokenFileError, RunError, UsageError
 from workbench.replay import _engine, processes, runner
+from workbench.replay.cell import AllocatorSpec, Capacity, Cell
 from workbench.replay.events import load_trace
 from workbench.replay.machine import noise_warnings
+from workbench.replay.measurement import spread_warnings
 from workbench.replay.processes import WORKER_COMMAND, RunOutcome, run_worker
 from workbench.replay.results import load_results
 from workbench.replay.runner import Options, replay_traces
@@ -339,6 +341,28 @@ def test_processes_that_decide_differently_are_an_error_that_names_the_cell(
     assert "steady state" in session.errors[0]
     assert [result.info["allocator"]["name"] for result in session.results] == ["direct"]
     assert len(load_results([tmp_path / "out"])) == 1
+
+
+def test_a_slow_cell_is_timed_in_fewer_processes_unless_their_number_is_given(
+    make_trace: MakeTrace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "ENOUGH_SECONDS", 0.0)
+    trace = str(make_trace())
+    (fewer,) = replay_traces([trace], ["direct"], tmp_path / "a", Options()).results
+    assert fewer.info["processes"] == runner.LEAST_REPEAT
+    assert any("in 3 processes instead of 10" in text for text in fewer.info["warnings"])
+    (asked,) = replay_traces([trace], ["direct"], tmp_path / "b", Options(repeat=4)).results
+    assert asked.info["processes"] == 4
+    assert not any("instead of" in text for text in asked.info["warnings"])
+
+
+def test_processes_that_differ_widely_are_reported() -> None:
+    cell = Cell("t", "cpu", AllocatorSpec("direct"), "cpu", "host", Capacity(None, "unlimited"))
+    steady = {"cold": {"ns_per_event": {"samples": [100.0, 101.0]}}}
+    noisy = {**steady, "steady": {"ns_per_event": {"samples": [100.0, 200.0, 100.0]}}}
+    assert spread_warnings(cell, steady) == []
+    (warning,) = spread_warnings(cell, noisy)
+    assert "direct on host: processes differ by 100% (steady)" in warning
 
 
 def test_a_worker_killed_from_outside_is_a_row(make_trace: MakeTrace, tmp_path: Path) -> None:
