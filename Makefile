@@ -35,7 +35,7 @@ demo: $(VENV)/installed
 	@mkdir -p demo
 	$(BIN)/wb record --force -o demo/transformer.parquet examples/transformer_lm.py
 	$(BIN)/wb info demo/transformer.parquet
-	$(BIN)/wb replay demo/transformer.parquet --allocator all -o demo/results
+	$(BIN)/wb replay --force demo/transformer.parquet --allocator all -o demo/results
 	$(BIN)/wb report demo/results -o demo/report.html
 	@echo "The page: $(CURDIR)/demo/report.html"
 
