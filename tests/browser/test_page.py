@@ -89,9 +89,8 @@ def test_dark_is_dark_and_follows_the_reader(browser: Any, file: Path) -> None:
     assert visit.colour("body", "backgroundColor") == "rgb(21, 24, 29)"
     assert visit.colour(".plot .xtick text", "fill") == "rgb(154, 164, 176)"
     visit.tab.emulate_media(color_scheme="light")
-    visit.tab.wait_for_function(
-        "getComputedStyle(document.querySelector('.plot .xtick text')).fill == 'rgb(90, 101, 114)'"
-    )
+    tick = visit.tab.locator(".plot .xtick text").first
+    playwright.expect(tick).to_have_css("fill", "rgb(90, 101, 114)")
     assert visit.colour("body", "backgroundColor") == "rgb(255, 255, 255)"
     assert visit.complaints == []
 
