@@ -35,6 +35,7 @@ from workbench.common import torch_build
 from workbench.recorders import recording
 
 Step = Callable[[], None]
+Times = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def tiny_operators() -> Step:
@@ -97,7 +98,7 @@ def timed(step: Step) -> float:
     return time.perf_counter() - start
 
 
-def alternate(step: Step, pairs: int, enter: Step, leave: Step) -> np.ndarray[Any, Any]:
+def alternate(step: Step, pairs: int, enter: Step, leave: Step) -> Times:
     """Seconds of `pairs` steps between `enter` and `leave`, and of as many without: (pairs, 2)."""
     order = random.Random(0)
     times = np.empty((pairs, 2))
@@ -112,15 +113,21 @@ def alternate(step: Step, pairs: int, enter: Step, leave: Step) -> np.ndarray[An
     return times
 
 
-def interval(times: np.ndarray[Any, Any], statistic: Callable[..., Any]) -> tuple[float, ...]:
-    """Ratio of `statistic` of both columns, and its 95 % bootstrap interval over pairs."""
-    generator = np.random.default_rng(0)
-    picks = generator.integers(len(times), size=(1000, len(times)))
-    first = statistic(times[:, 0][picks], axis=1)
-    second = statistic(times[:, 1][picks], axis=1)
-    middle = statistic(times[:, 0]) / statistic(times[:, 1])
-    low, high = np.quantile(first / second, (0.025, 0.975))
-    return float(middle), float(low), float(high)
+def of_pairs(times: Times) -> Any:
+    """Median ratio within pairs: both steps of a pair meet the same weather."""
+    return np.median(times[..., 0] / times[..., 1], axis=-1)
+
+
+def of_means(times: Times) -> Any:
+    """Ratio of the means: what happens once in many steps counts, too."""
+    return times[..., 0].mean(axis=-1) / times[..., 1].mean(axis=-1)
+
+
+def interval(times: Times, statistic: Callable[[Times], Any]) -> str:
+    """`statistic` of times (pairs, 2) and its 95 % interval, bootstrapped over pairs."""
+    picks = np.random.default_rng(0).integers(len(times), size=(1000, len(times)))
+    low, high = np.quantile(statistic(times[picks]), (0.025, 0.975))
+    return f"{statistic(times):.4f} [{low:.4f}, {high:.4f}]"
 
 
 def anonymous_memory() -> int:
@@ -179,7 +186,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    console = Console(width=150)
+    console = Console(width=180)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         asked = recording.RecordOptions(Path(folder) / "run.parquet")
         spool = recording.open_spool(asked, sys.argv)
@@ -190,8 +197,8 @@ def main() -> None:
             f"torch {torch.__version__}, {options.threads} thread(s), {options.pairs} pairs of "
             "steps; ratios with 95 % intervals"
         )
-        table = Table("model", "step", "events", "with the hook: medians", "means")
-        for title in ("control: medians", "event cost predicts", "profiler", "own memory"):
+        table = Table("model", "step", "events", "with the hook: pairs", "means")
+        for title in ("control: pairs", "event cost predicts", "profiler", "own memory"):
             table.add_column(title)
         cost, spread = event_cost(hook)
         for name in options.models:
@@ -215,18 +222,15 @@ def measure(step: Step, hook: Any, folder: Path, pairs: int, cost: float) -> lis
     recorded = alternate(step, pairs, hook.wb_resume, hook.wb_pause)
     memory = anonymous_memory() - memory
     control = alternate(step, pairs, nothing, nothing)
-    profiler, held = with_profiler(step, min(pairs, 300))
+    profiler, held = with_profiler(step, min(pairs, 100))
     seconds = float(np.median(control))
-
-    def shown(values: tuple[float, ...]) -> str:
-        return f"{values[0]:.4f} [{values[1]:.4f}, {values[2]:.4f}]"
 
     return [
         f"{seconds * 1e3:.2f} ms",
         f"{events:,}",
-        shown(interval(recorded, np.median)),
-        shown(interval(recorded, np.mean)),
-        shown(interval(control, np.median)),
+        interval(recorded, of_pairs),
+        interval(recorded, of_means),
+        interval(control, of_pairs),
         f"{1 + events * cost / (seconds * 1e9):.4f}",
         f"{profiler:.2f}, {held / 2**20:,.0f} MiB",
         f"{memory / 2**20:.1f} MiB",
