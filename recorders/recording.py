@@ -17,9 +17,9 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import IO, Any
 
-from workbench import __version__
 from workbench.common import torch_build
 from workbench.common.errors import MissingPartError, RunError, UsageError
+from workbench.common.version import __version__
 from workbench.recorders.recovery import ABOUT, HowItEnded
 
 SCOPES = ("op", "module")

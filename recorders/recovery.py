@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench import __version__
 from workbench.common.errors import BrokenFileError, RunError, UsageError
+from workbench.common.version import __version__
 
 ABOUT = "recording.json"  # in the spool folder: what the recording was to become
 

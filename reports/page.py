@@ -7,13 +7,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from importlib import resources
-from importlib.metadata import version
 from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 from plotly.offline import get_plotlyjs
 
+from workbench.common.version import __version__
 from workbench.replay.results import CellResult
 from workbench.reports import formats, tables
 from workbench.reports.answer import answer
@@ -40,7 +40,7 @@ def page(results: Sequence[CellResult]) -> str:
     groups = by_trace(cells)
     figures, sections = _charts(cells)
     scripts = [get_plotlyjs(), _asset("page.js")]
-    written_by = version("allocator-workbench")
+    written_by = __version__
     title = f"Allocators compared: {', '.join(groups)}"
     body = [
         "<header><p class='kicker'>Allocator Workbench</p>",

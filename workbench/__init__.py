@@ -8,11 +8,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from workbench.common.version import __version__
+
 if TYPE_CHECKING:
     from workbench.api import mark_step, record, replay
     from workbench.common.errors import WorkbenchError
 
-__version__ = "0.1.0"
 
 _HOME = {
     "WorkbenchError": "workbench.common.errors",

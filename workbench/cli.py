@@ -15,8 +15,9 @@ from typing import Annotated
 
 import typer
 
-from workbench import __version__, commands
+from workbench import commands
 from workbench.common.errors import WorkbenchError
+from workbench.common.version import __version__
 
 app = typer.Typer(
     no_args_is_help=True,
