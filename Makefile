@@ -5,8 +5,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Tests, mypy and import-linter must meet the installed package, not the folders it is made of.
+# The tests must meet the installed package, not the folders it is made of, and so must mypy and
+# import-linter, which look into the current folder first whatever they are told.
 RUN := PYTHONSAFEPATH=1 $(BIN)
+ELSEWHERE := cd $(VENV) &&
 # Pinned versions hold in the isolated build environment too.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -48,8 +50,8 @@ lint: $(VENV)/installed-for-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(filter %.cpp %.h,$(CXX_SOURCES))
-	$(RUN)/mypy -p workbench
-	$(RUN)/lint-imports
+	$(ELSEWHERE) bin/mypy --config-file ../pyproject.toml -p workbench
+	$(ELSEWHERE) bin/lint-imports --config ../pyproject.toml
 
 .PHONY: cxx-test
 cxx-test: $(VENV)/installed-for-tests

@@ -124,7 +124,7 @@ def _metadata(folder: Path, ended: HowItEnded | None) -> dict[str, Any]:
     from workbench.recorders._native import parse_control
 
     try:
-        about = json.loads((folder / "process.json").read_text(encoding="utf-8"))
+        about: dict[str, Any] = json.loads((folder / "process.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BrokenFileError(
             folder / "process.json", f"cannot be read ({error})", "the spool is damaged"

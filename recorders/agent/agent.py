@@ -144,7 +144,7 @@ class _Finder(importlib.abc.MetaPathFinder):
         execute = loader.exec_module
 
         def execute_and_record(module: ModuleType) -> None:
-            del loader.exec_module  # type: ignore[union-attr]
+            del loader.exec_module
             execute(module)
             if self in sys.meta_path:
                 sys.meta_path.remove(self)
