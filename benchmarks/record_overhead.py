@@ -51,13 +51,13 @@ def tiny_operators() -> Step:
 
 
 def transformer() -> Step:
-    """An encoder of four layers on 8 sequences of 64 tokens."""
+    """An encoder of four layers on 4 sequences of 32 tokens."""
     layer = nn.TransformerEncoderLayer(128, 4, 512, batch_first=True)
     model = nn.Sequential(
         nn.Embedding(512, 128), nn.TransformerEncoder(layer, 4), nn.Linear(128, 512)
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    tokens = torch.randint(512, (8, 64))
+    tokens = torch.randint(512, (4, 32))
 
     def step() -> None:
         optimizer.zero_grad()
@@ -68,7 +68,7 @@ def transformer() -> Step:
 
 
 def conv_net() -> Step:
-    """Four convolutions with batch norm on 16 images of 32 x 32."""
+    """Four convolutions with batch norm on 4 images of 32 x 32."""
     layers: list[nn.Module] = []
     for channels_in, channels in ((3, 32), (32, 32), (32, 64), (64, 64)):
         layers += [
@@ -78,7 +78,7 @@ def conv_net() -> Step:
         ]
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    images, labels = torch.randn(16, 3, 32, 32), torch.randint(10, (16,))
+    images, labels = torch.randn(4, 3, 32, 32), torch.randint(10, (4,))
 
     def step() -> None:
         optimizer.zero_grad()

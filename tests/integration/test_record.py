@@ -413,7 +413,7 @@ def test_scopes_and_stacks_say_what_asked_for_memory(tmp_path: Path) -> None:
     (stack,) = [entry["stack"] for entry in stacks if entry["stack_id"] == row["stack_id"]]
     frames = stack.split(";")
     assert frames[0].endswith("train.py:16 <module>")
-    assert any(frame.endswith("train.py:10 forward") for frame in frames)
+    assert any(frame.endswith("train.py:9 forward") for frame in frames)
     assert "recorders/agent" not in stack
 
 

@@ -36,4 +36,4 @@ def test_no_recorded_event_is_lost_to_kill_9(
         found = kills.kill_once(tmp_path, counter, seconds)
         assert found.equal, found
         assert found.exit_code == 137
-        assert found.counted[0] > 10
+    assert found.counted[0] > 1000  # of the last one, which had the time
