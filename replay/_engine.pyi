@@ -69,6 +69,7 @@ class TimedResult(TypedDict):
     causes: list[str]
     ns_per_tick: float
     clock_cost_ns: float
+    pass_ns: float
     digest: str | None
     outcome: Literal["ok", "out_of_memory"]
 

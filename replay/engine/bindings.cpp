@@ -290,6 +290,7 @@ class PyReplay {
     answer["ns_per_tick"] = clock_costs().ns_per_tick;
     answer["clock_cost_ns"] = clock_costs().pair_ns;
     answer["digest"] = digest ? nb::object(nb::str(result.digest.c_str())) : nb::none();
+    answer["pass_ns"] = result.nanoseconds;
     answer["outcome"] = outcome(result.out_of_memory);
     return answer;
   }

@@ -105,7 +105,8 @@ enum class State : std::uint8_t { kCold, kSteady };
 struct TimedResult {
   std::vector<std::uint32_t> ticks;  // 0 for an event without a call
   std::vector<std::uint8_t> causes;
-  std::string digest;  // empty where none was asked for
+  double nanoseconds = 0;  // of the whole pass
+  std::string digest;      // empty where none was asked for
   bool out_of_memory = false;
 };
 

@@ -36,7 +36,8 @@ class Run {
         backend_(backend_registry().get(options.backend).create(options.backend_options)),
         allocator_(make_allocator(options.allocator, options.settings, *backend_)),
         handles_(static_cast<std::size_t>(events.slot_count)),
-        freed_at_(completed_streams.empty() ? 0 : handles_.size()) {}
+        needs_more_(!completed_streams.empty() || backend_->progress().counts_events()),
+        freed_at_(needs_more_ ? handles_.size() : 0) {}
 
   ~Run() { end_program(); }
   Run(const Run&) = delete;
@@ -61,14 +62,18 @@ class Run {
   bool walk(Observer& observer, std::size_t chunk, const Checkpoint& checkpoint) {
     for (std::size_t begin = 0; begin < events_.count(); begin += chunk) {
       const std::size_t end = std::min(events_.count(), begin + chunk);
-      if (!walk_chunk(observer, begin, end)) return false;
+      const bool whole = needs_more_ ? walk_chunk<true>(observer, begin, end)
+                                     : walk_chunk<false>(observer, begin, end);
+      if (!whole) return false;
       checkpoint(end);
     }
     return true;
   }
 
  private:
-  template <class Observer>
+  // kMore: the loop also tells the streams which event it is at, and marks frees, for traces and
+  // completions that need it.
+  template <bool kMore, class Observer>
   bool walk_chunk(Observer& observer, const std::size_t begin, const std::size_t end) {
     // Everything the loop reads, in locals: the allocator's stores must not make it read again.
     const std::uint8_t* const op = events_.op.data();
@@ -78,16 +83,16 @@ class Run {
     const ThreadId* const thread = events_.thread.data();
     void** const handles = handles_.data();
     Allocator& allocator = *allocator_;
-    const bool keeps_marks = !freed_at_.empty();
-    const bool counts_events = backend_->progress().counts_events();
 
     for (std::size_t i = begin; i < end; ++i) {
-      if (counts_events) backend_->progress().set_now(static_cast<std::int64_t>(i));
+      if constexpr (kMore) backend_->progress().set_now(static_cast<std::int64_t>(i));
       const Op kind = static_cast<Op>(op[i]);
+      // Only used for events that have a slot.
+      const auto at = static_cast<std::size_t>(static_cast<std::uint32_t>(slot[i]));
       if (kind == Op::kAlloc || kind == Op::kLive) {
         Allocation allocation;
         observer.call(i, [&] { allocation = allocator.allocate(size[i], stream[i], thread[i]); });
-        handles[slot[i]] = allocation.handle;
+        handles[at] = allocation.handle;
         if (allocation.handle == nullptr) [[unlikely]] {
           if (allocation.is_refused()) {
             observer.refused(i);
@@ -100,13 +105,13 @@ class Run {
           observer.allocated(i, allocation);
         }
       } else if (kind == Op::kFree) {
-        void* const handle = handles[slot[i]];
+        void* const handle = handles[at];
         if (handle != nullptr) [[likely]] {
           observer.freeing(i, handle);
           observer.call(i, [&] { allocator.free(handle, thread[i]); });
-          handles[slot[i]] = nullptr;
-          if (keeps_marks) {
-            freed_at_[static_cast<std::size_t>(slot[i])] = backend_->progress().sequence();
+          handles[at] = nullptr;
+          if constexpr (kMore) {
+            freed_at_[at] = backend_->progress().sequence();
           }
         }
       } else {
@@ -149,7 +154,8 @@ class Run {
   const bool continue_after_oom_;
   const std::unique_ptr<Backend> backend_;
   const std::unique_ptr<Allocator> allocator_;
-  std::vector<void*> handles_;           // by slot; null where nothing lives
+  std::vector<void*> handles_;  // by slot; null where nothing lives
+  const bool needs_more_;
   std::vector<std::uint64_t> freed_at_;  // by slot: the last CUDA event at its free
   std::size_t completed_seen_ = 0;
 };

@@ -41,6 +41,12 @@ struct TimedObserver : Unobserved {
   DecisionDigest digest;
 };
 
+using SteadyClock = std::chrono::steady_clock;
+
+double nanoseconds_since(SteadyClock::time_point start) {
+  return std::chrono::duration<double, std::nano>(SteadyClock::now() - start).count();
+}
+
 bool warm_up(Run& run, const Checkpoint& checkpoint) {
   Unobserved nothing;
   const bool whole = run.walk(nothing, kChunk, checkpoint);
@@ -51,7 +57,9 @@ bool warm_up(Run& run, const Checkpoint& checkpoint) {
 template <bool kDigest>
 void walk_timed(Run& run, TimedResult& result, const Checkpoint& checkpoint) {
   TimedObserver<kDigest> observer(run, result);
+  const auto start = SteadyClock::now();
   result.out_of_memory = !run.walk(observer, kChunk, checkpoint);
+  result.nanoseconds = nanoseconds_since(start);
   if constexpr (kDigest) result.digest = observer.digest.hex();
 }
 
@@ -79,11 +87,9 @@ ThroughputResult Replay::throughput(State state, std::size_t repeat,
   ThroughputResult result;
   const auto pass = [&](Run& run) {
     Unobserved nothing;
-    const auto start = std::chrono::steady_clock::now();
+    const auto start = SteadyClock::now();
     result.out_of_memory |= !run.walk(nothing, kChunk, checkpoint);
-    const std::chrono::duration<double, std::nano> elapsed =
-        std::chrono::steady_clock::now() - start;
-    result.nanoseconds.push_back(elapsed.count());
+    result.nanoseconds.push_back(nanoseconds_since(start));
   };
   if (state == State::kCold) {
     for (std::size_t i = 0; i < repeat; ++i) {
