@@ -55,7 +55,7 @@ lint: $(VENV)/installed-for-tests
 
 .PHONY: cxx-test
 cxx-test: $(VENV)/installed-for-tests
-	$(BIN)/cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=RelWithDebInfo -DWORKBENCH_PYTHON=OFF \
+	$(BIN)/cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=Debug -DWORKBENCH_PYTHON=OFF \
 	  -DWORKBENCH_TESTS=ON -DWORKBENCH_WERROR=ON -DWORKBENCH_SANITIZE=address,undefined > /dev/null
 	$(BIN)/cmake --build build/sanitize --parallel 2
 	$(BIN)/ctest --test-dir build/sanitize --output-on-failure

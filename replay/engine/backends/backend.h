@@ -20,7 +20,7 @@ inline constexpr Bytes kUnlimited = std::numeric_limits<Bytes>::max();
 
 struct BackendOptions {
   Bytes capacity = kUnlimited;
-  Completion completion;
+  Completion completion = {};
 };
 
 // How often the driver, or the system, was called.
@@ -42,8 +42,10 @@ class Backend {
 
   // Address of `size` > 0 fresh bytes; 0 when there is no room.
   std::uint64_t allocate(Bytes size) {
-    const Bytes taken = size <= kEiB ? footprint(size) : kUnlimited;
-    const std::uint64_t address = taken <= capacity_ - used_ ? take(size) : 0;
+    // The first condition keeps the arithmetic of the second in range.
+    const Bytes taken = size < kEiB ? footprint(size) : kUnlimited;
+    const bool fits = size < kEiB && taken <= capacity_ - used_;
+    const std::uint64_t address = fits ? take(size) : 0;
     if (address == 0) {
       ++calls_.refused;
       return 0;

@@ -1,0 +1,275 @@
+// What every allocator is held to, on every backend. A new allocator joins by being registered.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <random>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "allocators/allocator.h"
+#include "backends/backend.h"
+#include "check.h"
+#include "core/errors.h"
+
+namespace {
+
+using namespace workbench;
+
+constexpr Bytes kCapacity = 256 * kMiB;
+constexpr StreamId kStreams = 3;
+
+struct Live {
+  std::uint64_t address;
+  Bytes size;
+  void* handle;
+  unsigned char fill;
+};
+
+// An allocator on a backend, with the blocks a program has of it, checked at every step.
+class Subject {
+ public:
+  Subject(const AllocatorEntry& allocator, const BackendEntry& backend, Bytes capacity)
+      : backend_(backend.create({.capacity = capacity})),
+        allocator_(make_allocator(allocator.name, "", *backend_)) {}
+  ~Subject() { free_all(); }
+
+  Backend& backend() { return *backend_; }
+  Allocator& allocator() { return *allocator_; }
+  std::vector<Live>& live() { return live_; }
+
+  // False where memory ran out.
+  bool allocate(Bytes size, StreamId stream) {
+    const Allocation got = allocator_->allocate(size, stream, 0);
+    if (got.is_refused()) {
+      CHECK(got.handle == nullptr);
+      return false;
+    }
+    const std::uint64_t alignment = backend_->is_device() ? kDeviceAlignment : kHostAlignment;
+    CHECK(got.handle != nullptr);
+    CHECK(got.address % alignment == 0);
+    const auto next = starts_.lower_bound(got.address);
+    if (next != starts_.end()) {
+      CHECK(got.address + static_cast<std::uint64_t>(size) <= next->first);
+    }
+    if (next != starts_.begin()) CHECK(std::prev(next)->second <= got.address);
+    starts_[got.address] = got.address + static_cast<std::uint64_t>(size);
+    live_.push_back({got.address, size, got.handle, static_cast<unsigned char>(++fill_)});
+    if (backend_->has_memory()) {
+      std::memset(reinterpret_cast<void*>(got.address), live_.back().fill,
+                  static_cast<std::size_t>(size));
+    }
+    return true;
+  }
+
+  void free(std::size_t index) {
+    const Live block = take(index);
+    allocator_->free(block.handle, 0);
+  }
+
+  // Forgets a block of the program after checking its bytes.
+  Live take(std::size_t index) {
+    const Live block = live_[index];
+    live_[index] = live_.back();
+    live_.pop_back();
+    starts_.erase(block.address);
+    if (backend_->has_memory()) {
+      // All bytes equal the first, and that is the block's.
+      const auto* bytes = reinterpret_cast<const unsigned char*>(block.address);
+      CHECK(bytes[0] == block.fill);
+      CHECK(std::memcmp(bytes, bytes + 1, static_cast<std::size_t>(block.size) - 1) == 0);
+    }
+    return block;
+  }
+
+  void free_all() {
+    while (!live_.empty()) free(live_.size() - 1);
+  }
+
+  void check_statistics() {
+    const Statistics& now = allocator_->statistics();
+    CHECK(0 <= now.requested && now.requested <= now.active);
+    CHECK(now.allocated <= now.active);
+    CHECK(now.active <= now.reserved);
+    CHECK(now.n_alloc <= now.n_active);
+    CHECK(static_cast<std::size_t>(now.n_alloc) == live_.size());
+    CHECK(now.reserved <= backend_->used());
+    CHECK(backend_->used() <= backend_->capacity());
+  }
+
+  // What visit() shows adds up to the statistics.
+  void check_blocks() {
+    Bytes allocated = 0;
+    Bytes active = 0;
+    Bytes reserved = 0;
+    Bytes largest = 0;
+    std::map<std::uint64_t, std::uint64_t> ends;
+    allocator_->visit([&](const BlockView& block) {
+      if (!ends.contains(block.segment)) reserved += block.segment_size;
+      CHECK(block.offset == ends[block.segment]);
+      ends[block.segment] = block.offset + static_cast<std::uint64_t>(block.size);
+      CHECK(ends[block.segment] <= static_cast<std::uint64_t>(block.segment_size));
+      if (block.state == BlockState::kActiveAllocated) allocated += block.size;
+      if (block.state != BlockState::kInactive) active += block.size;
+      if (block.state == BlockState::kInactive) largest = std::max(largest, block.size);
+    });
+    const Statistics& now = allocator_->statistics();
+    CHECK(allocated == now.allocated);
+    CHECK(active == now.active);
+    CHECK(reserved == now.reserved);
+    CHECK(static_cast<std::int64_t>(ends.size()) == now.n_segment);
+    CHECK(largest == allocator_->largest_free());
+  }
+
+ private:
+  const std::unique_ptr<Backend> backend_;
+  const std::unique_ptr<Allocator> allocator_;
+  std::vector<Live> live_;
+  std::map<std::uint64_t, std::uint64_t> starts_;  // address of each live block → its end
+  unsigned fill_ = 0;
+};
+
+template <class Body>
+void for_every_subject(Bytes capacity, Body&& body) {
+  for (const AllocatorEntry& allocator : allocator_registry().entries()) {
+    if (allocator.hidden) continue;
+    for (const BackendEntry& backend : backend_registry().entries()) {
+      if (!backend.unavailable().empty()) continue;
+      const int before = check::failures();
+      Subject subject(allocator, backend, capacity);
+      body(subject);
+      if (check::failures() != before) {
+        std::printf("  … with %s on %s\n", allocator.name.c_str(), backend.name.c_str());
+      }
+    }
+  }
+}
+
+Bytes random_size(std::mt19937& random) {
+  const double exponent = std::uniform_real_distribution<>(0, 22)(random);
+  return static_cast<Bytes>(std::exp2(exponent));
+}
+
+TEST(live_blocks_do_not_overlap_and_statistics_hold_at_every_event) {
+  for_every_subject(kCapacity, [](Subject& subject) {
+    std::mt19937 random(7);
+    for (int i = 0; i < 4000; ++i) {
+      const auto choice = random() % 100;
+      auto& live = subject.live();
+      if (choice < 50 || live.empty()) {
+        subject.allocate(random_size(random), static_cast<StreamId>(random() % kStreams));
+      } else if (choice < 90) {
+        subject.free(random() % live.size());
+      } else if (choice < 96) {
+        subject.allocator().record_stream(live[random() % live.size()].handle,
+                                          static_cast<StreamId>(random() % kStreams));
+      } else if (choice < 99) {
+        subject.backend().progress().synchronize(static_cast<StreamId>(random() % kStreams));
+      } else {
+        subject.allocator().empty_cache();
+      }
+      subject.check_statistics();
+      if (i % 50 == 0) subject.check_blocks();
+    }
+  });
+}
+
+TEST(nothing_is_reserved_after_freeing_everything_and_empty_cache) {
+  for_every_subject(kCapacity, [](Subject& subject) {
+    std::mt19937 random(11);
+    for (int i = 0; i < 300; ++i) {
+      if (!subject.allocate(random_size(random), static_cast<StreamId>(random() % kStreams))) break;
+      if (random() % 4 == 0) {
+        subject.allocator().record_stream(subject.live().back().handle,
+                                          static_cast<StreamId>(random() % kStreams));
+      }
+      if (random() % 3 == 0) subject.free(random() % subject.live().size());
+    }
+    subject.free_all();
+    subject.allocator().empty_cache();
+    const Statistics& end = subject.allocator().statistics();
+    CHECK(end.reserved == 0 && end.active == 0 && end.allocated == 0 && end.requested == 0);
+    CHECK(end.n_segment == 0 && end.n_active == 0 && end.inactive_split == 0);
+    CHECK(end.device_allocs == end.device_frees);
+    CHECK(subject.backend().used() == 0);
+    subject.check_blocks();
+  });
+}
+
+TEST(an_allocator_that_ends_gives_everything_back) {
+  for (const AllocatorEntry& allocator : allocator_registry().entries()) {
+    for (const BackendEntry& backend : backend_registry().entries()) {
+      if (!backend.unavailable().empty()) continue;
+      const auto memory = backend.create({});
+      {
+        const auto subject = make_allocator(allocator.name, "", *memory);
+        const Allocation got = subject->allocate(100'000, 0, 0);
+        subject->record_stream(got.handle, 1);
+        subject->free(got.handle, 0);
+      }
+      CHECK(memory->used() == 0);
+    }
+  }
+}
+
+TEST(a_request_of_nothing_gives_null_and_counts_nothing) {
+  for_every_subject(kCapacity, [](Subject& subject) {
+    const Allocation got = subject.allocator().allocate(0, 0, 0);
+    CHECK(got.handle == nullptr && got.address == 0 && !got.is_refused());
+    CHECK(subject.allocator().statistics().n_alloc == 0);
+    CHECK(subject.backend().used() == 0);
+  });
+}
+
+TEST(wrong_frees_are_named_errors_that_change_nothing) {
+  for_every_subject(kCapacity, [](Subject& subject) {
+    Allocator& allocator = subject.allocator();
+    CHECK(subject.allocate(1000, 0) && subject.allocate(3'000'000, 0));
+    const Live freed = subject.take(0);
+    allocator.free_at(freed.address, 0);
+    const Statistics before = allocator.statistics();
+    // A cache knows that the block is free already; without one the address means nothing.
+    if (before.reserved > before.active) {
+      CHECK_THROWS(DoubleFreeError, allocator.free_at(freed.address, 0));
+    } else {
+      CHECK_THROWS(EngineError, allocator.free_at(freed.address, 0));
+    }
+    CHECK_THROWS(ForeignPointerError, allocator.free_at(64, 0));
+    CHECK_THROWS(ForeignPointerError, allocator.free_at(subject.live()[0].address + 64, 0));
+    const Statistics after = allocator.statistics();
+    CHECK(std::memcmp(&before, &after, sizeof before) == 0);
+    CHECK(subject.allocate(1000, 0));
+    subject.check_statistics();
+    subject.check_blocks();
+  });
+}
+
+TEST(more_than_there_is_is_refused_and_the_next_call_works) {
+  for_every_subject(kCapacity, [](Subject& subject) {
+    CHECK(subject.allocate(1000, 0));
+    for (const Bytes size : {kCapacity + 1, kEiB, std::numeric_limits<Bytes>::max()}) {
+      const Bytes active = subject.allocator().statistics().active;
+      CHECK(!subject.allocate(size, 0));
+      CHECK(subject.allocator().statistics().active == active);
+      subject.check_statistics();
+    }
+    CHECK(subject.allocate(1000, 0));
+  });
+}
+
+TEST(cached_memory_is_flushed_before_memory_runs_out) {
+  for_every_subject(64 * kMiB, [](Subject& subject) {
+    // Each block alone fits; what a cache keeps of all of them together does not.
+    for (Bytes size = 12 * kMiB; size <= 40 * kMiB; size += 4 * kMiB) {
+      CHECK(subject.allocate(size, 0));
+      subject.free_all();
+    }
+    CHECK(subject.allocator().statistics().ooms == 0);
+  });
+}
+
+}  // namespace
+
+int main() { return check::run(); }
