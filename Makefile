@@ -28,9 +28,10 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints.txt $(SOURCES)
 	$(BIN)/python -m pip install --quiet '.[record]'
 	@touch $@
 
-$(VENV)/installed-for-tests: $(VENV)/installed
+# Everything at once, so that the engine is built once.
+$(VENV)/installed-for-tests: $(VENV)/bin/python pyproject.toml constraints.txt $(SOURCES)
 	$(BIN)/python -m pip install --quiet '.[record,test,lint]'
-	@touch $@
+	@touch $(VENV)/installed $@
 
 .PHONY: demo
 demo: $(VENV)/installed
@@ -42,7 +43,7 @@ demo: $(VENV)/installed
 	@echo "The page: $(CURDIR)/demo/report.html"
 
 .PHONY: test
-test: lint cxx-test browser $(VENV)/installed-for-tests
+test: lint cxx-test browser
 	$(RUN)/python -m pytest
 
 .PHONY: lint

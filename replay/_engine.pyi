@@ -94,7 +94,7 @@ def assign_slots(
         id: n allocation ids.
 
     Returns:
-        n slots, −1 for events without an id, and the number of slots.
+        n slots, -1 for events without an id, and the number of slots.
 
     Raises:
         ValueError: an id is allocated twice, or freed without being live.
@@ -107,7 +107,7 @@ class Events:
         op: n codes of `OPS`.
         slot: n slots, from `assign_slots`.
         size: n sizes in bytes; read on allocations only.
-        stream: n stream numbers from 0; −1 (all) only on `synchronize`.
+        stream: n stream numbers from 0; -1 (all) only on `synchronize`.
         thread: n thread numbers.
         slot_count: from `assign_slots`.
 

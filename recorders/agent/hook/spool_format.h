@@ -20,13 +20,14 @@ inline constexpr char kMagic[8] = {'W', 'B', 'S', 'P', 'O', 'O', 'L', '1'};
 inline constexpr std::uint32_t kVersion = 1;
 
 enum class Kind : std::uint8_t {
-  kNone = 0,     // not written yet
-  kAlloc = 1,    // address; value = bytes requested; scope; stack
-  kFree = 2,     // address; scope
-  kContext = 3,  // address = phase, value = step (as a 48-bit number): holds for all threads from here
-  kThread = 4,   // address = operating system's thread id, value = thread number: whose the records
-                 // of this segment are from here on
-  kMark = 5,     // value = number of the label in `names`
+  kNone = 0,   // not written yet
+  kAlloc = 1,  // address; value = bytes requested; scope; stack
+  kFree = 2,   // address; scope
+  kContext =
+      3,  // address = phase, value = step (as a 48-bit number): holds for all threads from here
+  kThread = 4,  // address = operating system's thread id, value = thread number: whose the records
+                // of this segment are from here on
+  kMark = 5,    // value = number of the label in `names`
 };
 
 enum class Phase : std::uint8_t { kOther = 0, kForward, kBackward, kOptimizer, kData };
@@ -36,8 +37,8 @@ enum class Phase : std::uint8_t { kOther = 0, kForward, kBackward, kOptimizer, k
 struct Record {
   std::uint64_t ticks;
   std::uint64_t address;
-  std::uint32_t scope;  // module number << 16 | operator number; 0 = none
-  std::uint32_t stack;  // number in `names`; 0 = none
+  std::uint32_t scope;           // module number << 16 | operator number; 0 = none
+  std::uint32_t stack;           // number in `names`; 0 = none
   std::uint64_t kind_and_value;  // value << 8 | kind
 };
 static_assert(sizeof(Record) == 32);
@@ -67,14 +68,15 @@ struct ControlPage {
   std::uint32_t version;
   std::uint32_t process_id;
   ClockKind clock_kind;
-  StopReason stop_reason;  // why recording ended before the program did
-  ClockPair first;         // when recording began
-  ClockPair last;          // renewed at every new segment and at a clean end
-  std::uint64_t ended;     // 1 after a clean end, 0 when the process was killed or still runs
-  std::uint64_t lost_events;       // seen after `stop_reason` was set, so not in the spool
-  std::uint64_t zero_byte_allocs;  // requests of 0 bytes: they give a null pointer and make no record
-  std::uint64_t forked_children;   // children that stopped recording at the fork
-  std::uint64_t steps_seen;        // 1 once an optimizer stepped or a step was marked
+  StopReason stop_reason;     // why recording ended before the program did
+  ClockPair first;            // when recording began
+  ClockPair last;             // renewed at every new segment and at a clean end
+  std::uint64_t ended;        // 1 after a clean end, 0 when the process was killed or still runs
+  std::uint64_t lost_events;  // seen after `stop_reason` was set, so not in the spool
+  std::uint64_t
+      zero_byte_allocs;  // requests of 0 bytes: they give a null pointer and make no record
+  std::uint64_t forked_children;  // children that stopped recording at the fork
+  std::uint64_t steps_seen;       // 1 once an optimizer stepped or a step was marked
 };
 static_assert(sizeof(ControlPage) <= 4096);
 
