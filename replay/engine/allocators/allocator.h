@@ -51,6 +51,10 @@ struct BlockView {
   const void* handle;
 };
 
+struct Program;
+struct Timed;
+
+// An allocator derives from Replayed<itself> (walk.h).
 class Allocator {
  public:
   explicit Allocator(Backend& backend) : backend_(backend) {}
@@ -68,6 +72,10 @@ class Allocator {
   // The checked path: by address, as slow as it needs to be. Throws DoubleFreeError or
   // ForeignPointerError and leaves the state unchanged.
   virtual void free_at(std::uint64_t address, ThreadId thread);
+
+  // Replays events begin … end − 1 with these calls; false where memory ran out.
+  virtual bool replay(Program& program, std::size_t begin, std::size_t end) = 0;
+  virtual bool replay_timed(Program& program, Timed& timed, std::size_t begin, std::size_t end) = 0;
 
   virtual Location locate(const void* handle) const = 0;
   virtual void visit(const std::function<void(const BlockView&)>& visitor) const = 0;

@@ -2,8 +2,8 @@
 // docs/allocators.md.
 #include <deque>
 
-#include "allocators/allocator.h"
 #include "allocators/caching_blocks.h"
+#include "allocators/walk.h"
 #include "core/events.h"
 
 namespace workbench {
@@ -42,9 +42,9 @@ bool should_split(PoolKind pool, Bytes remainder) {
   return pool == PoolKind::kSmall ? remainder >= kSmallestBlock : remainder > kLargestSmall;
 }
 
-class Caching final : public Allocator {
+class Caching final : public Replayed<Caching> {
  public:
-  using Allocator::Allocator;
+  using Replayed::Replayed;
 
   ~Caching() override {
     for (const Segment* segment = first_segment_; segment != nullptr; segment = segment->after) {

@@ -37,7 +37,7 @@ std::shared_ptr<CpuCaching::Shared> CpuCaching::shared_of(Backend& backend) {
 }
 
 CpuCaching::CpuCaching(Backend& backend, ThreadId guard_thread)
-    : Allocator(backend), shared_(shared_of(backend)), guard_thread_(guard_thread), table_(1024) {}
+    : Replayed(backend), shared_(shared_of(backend)), guard_thread_(guard_thread), table_(1024) {}
 
 CpuCaching::~CpuCaching() {
   free_cached();

@@ -8,11 +8,11 @@
 #include <unordered_map>
 #include <vector>
 
-#include "allocators/allocator.h"
+#include "allocators/walk.h"
 
 namespace workbench {
 
-class CpuCaching final : public Allocator {
+class CpuCaching final : public Replayed<CpuCaching> {
  public:
   static constexpr ThreadId kEveryThread = -1;
 

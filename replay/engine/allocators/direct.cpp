@@ -2,14 +2,14 @@
 #include <deque>
 #include <map>
 
-#include "allocators/allocator.h"
+#include "allocators/walk.h"
 
 namespace workbench {
 namespace {
 
-class Direct final : public Allocator {
+class Direct final : public Replayed<Direct> {
  public:
-  using Allocator::Allocator;
+  using Replayed::Replayed;
 
   Allocation allocate(Bytes size, StreamId stream, ThreadId) override {
     if (size == 0) return Allocation::nothing();

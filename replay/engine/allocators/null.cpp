@@ -1,12 +1,12 @@
 // Does nothing: what a replay costs without an allocator.
-#include "allocators/allocator.h"
+#include "allocators/walk.h"
 
 namespace workbench {
 namespace {
 
-class Null final : public Allocator {
+class Null final : public Replayed<Null> {
  public:
-  using Allocator::Allocator;
+  using Replayed::Replayed;
 
   Allocation allocate(Bytes, StreamId, ThreadId) override { return {0, this}; }
   void free(void*, ThreadId) override {}

@@ -21,7 +21,7 @@ class MemoryObserver {
         options_(options),
         run_(run),
         result_(result),
-        digest_(run),
+        digest_(run.allocator(), run.backend()),
         sizes_(static_cast<std::size_t>(events.slot_count)) {
     result_.peak_events.fill(-1);
     if (options_.full) result_.rows.reserve(events_.count());
@@ -31,7 +31,7 @@ class MemoryObserver {
   }
 
   template <class Call>
-  void call(std::size_t, Call&& make) {
+  void call(std::size_t, const Allocator&, Call&& make) {
     make();
     digest_.called();
   }
@@ -163,7 +163,9 @@ MemoryResult Replay::memory(const MemoryOptions& options, const Checkpoint& chec
   MemoryObserver observer(events_, options, run, result);
   const ResidentGrowth growth;
   const PageFaults before = page_faults();
-  run.walk(observer, kChunk, checkpoint);
+  run.in_chunks(kChunk, checkpoint, [&](std::size_t begin, std::size_t end) {
+    return walk(run.allocator(), run.program(), observer, begin, end);
+  });
   const PageFaults after = page_faults();
   result.rss_growth = growth.peak();
   result.minor_faults = after.minor - before.minor;

@@ -1,0 +1,208 @@
+// The loop over a trace's events. It is compiled once for each allocator, with its calls in it: a
+// call through a table costs more than the loop, and would be counted as the allocator's time.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "allocators/allocator.h"
+#include "backends/backend.h"
+#include "core/clock.h"
+#include "core/digest.h"
+#include "core/events.h"
+
+namespace workbench {
+
+// The program whose events are replayed: where it is, and what lives.
+struct Program {
+  Program(const Events& events_view, const CompletedStreams& streams, Backend& memory,
+          bool goes_on_after_oom)
+      : events(events_view),
+        completed_streams(streams),
+        backend(memory),
+        continue_after_oom(goes_on_after_oom),
+        tells_streams(!streams.empty() || memory.progress().counts_events()),
+        handles(static_cast<std::size_t>(events.slot_count)),
+        freed_at(tells_streams ? handles.size() : 0) {}
+
+  const Events& events;
+  const CompletedStreams& completed_streams;
+  Backend& backend;
+  const bool continue_after_oom;
+  // Whether the loop has to tell the streams which event it is at and when blocks were freed.
+  const bool tells_streams;
+  std::vector<void*> handles;           // by slot; null where nothing lives
+  std::vector<std::uint64_t> freed_at;  // by slot: the last CUDA event at its free
+  std::size_t completed_seen = 0;       // free_completed events so far
+};
+
+// Adds each decision to a digest: which block an allocation got, and the driver calls so far.
+class DecisionDigest {
+ public:
+  DecisionDigest(const Allocator& allocator, const Backend& backend)
+      : allocator_(allocator), backend_(backend) {}
+
+  void called() {
+    const DriverCalls& calls = backend_.driver_calls();
+    digest_.add(static_cast<std::uint64_t>(calls.alloc + calls.refused) << 32 ^
+                static_cast<std::uint64_t>(calls.free));
+  }
+  void allocated(const Allocation& allocation) {
+    const Location location = allocator_.locate(allocation.handle);
+    digest_.add(location.segment);
+    digest_.add(location.offset);
+  }
+  std::string hex() const { return digest_.hex(); }
+
+ private:
+  const Allocator& allocator_;
+  const Backend& backend_;
+  Digest digest_;
+};
+
+// An observer that does nothing: what the others derive from, and what throughput passes use.
+struct Unobserved {
+  // Makes the allocator's call of event `event`.
+  template <class Call>
+  void call(std::size_t, const Allocator&, Call&& make) {
+    make();
+  }
+  void allocated(std::size_t, const Allocation&) {}
+  void freeing(std::size_t, const void*) {}
+  void refused(std::size_t) {}
+  void after(std::size_t) {}
+};
+
+// Times each call by the time-stamp counter.
+struct Timed : Unobserved {
+  Timed(std::uint32_t* ticks_column, std::uint8_t* cause_column, DecisionDigest* decisions)
+      : ticks(ticks_column), causes(cause_column), digest(decisions) {}
+
+  template <class Call>
+  void call(std::size_t event, const Allocator& allocator, Call&& make) {
+    const std::uint64_t before = ticks_before();
+    make();
+    const std::uint64_t duration = ticks_after() - before;
+    ticks[event] = static_cast<std::uint32_t>(
+        std::clamp<std::uint64_t>(duration, 1, std::numeric_limits<std::uint32_t>::max()));
+    causes[event] = static_cast<std::uint8_t>(allocator.cause());
+    if (digest != nullptr) digest->called();
+  }
+  void allocated(std::size_t, const Allocation& allocation) {
+    if (digest != nullptr) digest->allocated(allocation);
+  }
+
+  std::uint32_t* const ticks;
+  std::uint8_t* const causes;
+  DecisionDigest* const digest;  // null where none is wanted
+};
+
+// Events that are neither an allocation nor a free.
+template <class A, class Observer>
+void walk_other(A& allocator, Program& program, Observer& observer, std::size_t i) {
+  const Events& events = program.events;
+  StreamProgress& progress = program.backend.progress();
+  switch (events.op_at(i)) {
+    case Op::kRecordStream: {
+      if (events.slot[i] == kNoSlot) break;
+      void* const handle = program.handles[static_cast<std::size_t>(events.slot[i])];
+      if (handle == nullptr) break;
+      observer.call(i, allocator, [&] { allocator.record_stream(handle, events.stream[i]); });
+      break;
+    }
+    case Op::kEmptyCache:
+      observer.call(i, allocator, [&] { allocator.empty_cache(); });
+      break;
+    case Op::kSynchronize:
+      progress.synchronize(events.stream[i]);
+      break;
+    case Op::kFreeCompleted:
+      for (const StreamId stream : program.completed_streams.of(program.completed_seen++)) {
+        progress.complete_recorded(stream,
+                                   program.freed_at[static_cast<std::size_t>(events.slot[i])]);
+      }
+      break;
+    default:  // event_record, event_wait: no allocator here looks at the program's own
+      break;
+  }
+}
+
+template <bool kTellsStreams, class A, class Observer>
+bool walk_events(A& allocator, Program& program, Observer& observer, const std::size_t begin,
+                 const std::size_t end) {
+  // Everything the loop reads, in locals: the allocator's stores must not make it read again.
+  const std::uint8_t* const op = program.events.op.data();
+  const std::int32_t* const slot = program.events.slot.data();
+  const Bytes* const size = program.events.size.data();
+  const StreamId* const stream = program.events.stream.data();
+  const ThreadId* const thread = program.events.thread.data();
+  void** const handles = program.handles.data();
+
+  for (std::size_t i = begin; i < end; ++i) {
+    if constexpr (kTellsStreams) {
+      program.backend.progress().set_now(static_cast<std::int64_t>(i));
+    }
+    const Op kind = static_cast<Op>(op[i]);
+    // Only used for events that have a slot.
+    const auto at = static_cast<std::size_t>(static_cast<std::uint32_t>(slot[i]));
+    if (kind == Op::kAlloc || kind == Op::kLive) {
+      Allocation allocation;
+      observer.call(i, allocator,
+                    [&] { allocation = allocator.allocate(size[i], stream[i], thread[i]); });
+      handles[at] = allocation.handle;
+      if (allocation.handle == nullptr) [[unlikely]] {
+        if (allocation.is_refused()) {
+          observer.refused(i);
+          if (!program.continue_after_oom) {
+            observer.after(i);
+            return false;
+          }
+        }
+      } else {
+        observer.allocated(i, allocation);
+      }
+    } else if (kind == Op::kFree) {
+      void* const handle = handles[at];
+      if (handle != nullptr) [[likely]] {
+        observer.freeing(i, handle);
+        observer.call(i, allocator, [&] { allocator.free(handle, thread[i]); });
+        handles[at] = nullptr;
+        if constexpr (kTellsStreams) {
+          program.freed_at[at] = program.backend.progress().sequence();
+        }
+      }
+    } else {
+      walk_other(allocator, program, observer, i);
+    }
+    observer.after(i);
+  }
+  return true;
+}
+
+// Walks events begin … end − 1. False where it stopped because memory ran out.
+template <class A, class Observer>
+bool walk(A& allocator, Program& program, Observer& observer, std::size_t begin, std::size_t end) {
+  return program.tells_streams ? walk_events<true>(allocator, program, observer, begin, end)
+                               : walk_events<false>(allocator, program, observer, begin, end);
+}
+
+// Base of an allocator `Self`, a final class: gives it the loops of the measured passes.
+template <class Self>
+class Replayed : public Allocator {
+ public:
+  using Allocator::Allocator;
+
+  bool replay(Program& program, std::size_t begin, std::size_t end) final {
+    Unobserved nothing;
+    return walk(static_cast<Self&>(*this), program, nothing, begin, end);
+  }
+  bool replay_timed(Program& program, Timed& timed, std::size_t begin, std::size_t end) final {
+    return walk(static_cast<Self&>(*this), program, timed, begin, end);
+  }
+};
+
+}  // namespace workbench
