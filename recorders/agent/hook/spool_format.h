@@ -20,14 +20,12 @@ inline constexpr char kMagic[8] = {'W', 'B', 'S', 'P', 'O', 'O', 'L', '1'};
 inline constexpr std::uint32_t kVersion = 1;
 
 enum class Kind : std::uint8_t {
-  kNone = 0,   // not written yet
-  kAlloc = 1,  // address; value = bytes requested; scope; stack
-  kFree = 2,   // address; scope
-  kContext =
-      3,  // address = phase, value = step (as a 48-bit number): holds for all threads from here
-  kThread = 4,  // address = operating system's thread id, value = thread number: whose the records
-                // of this segment are from here on
-  kMark = 5,    // value = number of the label in `names`
+  kNone = 0,     // not written yet
+  kAlloc = 1,    // address; value = bytes requested; scope; stack
+  kFree = 2,     // address; scope
+  kContext = 3,  // address = phase, value = step (48 bits): holds for all threads from here on
+  kThread = 4,   // address = the system's thread id, value = thread number: whose records follow
+  kMark = 5,     // value = number of the label in `names`
 };
 
 enum class Phase : std::uint8_t { kOther = 0, kForward, kBackward, kOptimizer, kData };
