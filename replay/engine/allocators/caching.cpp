@@ -85,7 +85,7 @@ class Caching final : public Replayed<Caching> {
     return {block->address, block};
   }
 
-  // Rule 11.
+  // Rule 9.
   void free(void* handle, ThreadId) override {
     Block& block = *static_cast<Block*>(handle);
     cause_ = Cause::kServedFromCache;
@@ -248,7 +248,7 @@ class Caching final : public Replayed<Caching> {
     return &block;
   }
 
-  // Rule 10.
+  // Rule 8.
   void release_cached() {
     synchronize_events();
     for (const PoolKind pool : {PoolKind::kLarge, PoolKind::kSmall}) {

@@ -166,6 +166,7 @@ MemoryResult Replay::memory(const MemoryOptions& options, const Checkpoint& chec
   run.in_chunks(kChunk, checkpoint, [&](std::size_t begin, std::size_t end) {
     return walk(run.allocator(), run.program(), observer, begin, end);
   });
+  checkpoint(events_.count());
   const PageFaults after = page_faults();
   result.rss_growth = growth.peak();
   result.minor_faults = after.minor - before.minor;

@@ -38,15 +38,15 @@ class Run {
     program_.completed_seen = 0;
   }
 
-  // Has `pass(begin, end)` walk the events in chunks of `chunk`, and calls `checkpoint` after
-  // each. False where it stopped because memory ran out.
+  // Has `pass(begin, end)` walk the events in chunks of `chunk`, and calls `checkpoint`
+  // between them. False where it stopped because memory ran out.
   template <class Pass>
   bool in_chunks(std::size_t chunk, const Checkpoint& checkpoint, Pass&& pass) {
     const std::size_t count = program_.events.count();
     for (std::size_t begin = 0; begin < count; begin += chunk) {
       const std::size_t end = std::min(count, begin + chunk);
       if (!pass(begin, end)) return false;
-      checkpoint(end);
+      if (end < count) checkpoint(end);
     }
     return true;
   }

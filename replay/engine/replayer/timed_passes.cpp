@@ -60,6 +60,7 @@ ThroughputResult Replay::throughput(State state, std::size_t repeat,
     const auto start = SteadyClock::now();
     result.out_of_memory |= !replay_all(run, checkpoint);
     result.nanoseconds.push_back(nanoseconds_since(start));
+    checkpoint(events_.count());
   };
   if (state == State::kCold) {
     for (std::size_t i = 0; i < repeat; ++i) {
