@@ -226,14 +226,22 @@ def choose_capacity(kind: str, device: str, device_info: Any, wanted: int | None
         device: the device in the trace.
         device_info: what the trace's metadata says of that device, or None.
         wanted: bytes asked for, if any.
+
+    Raises:
+        UsageError: the trace says that others held all of the device's memory.
     """
     if wanted is not None:
         return Capacity(wanted, "option")
+    total = (device_info or {}).get("capacity")
     # The capacity of another kind of memory says nothing about this one.
-    if device_kind(device) == kind and device_info and device_info.get("capacity"):
-        left = int(device_info["capacity"]) - int(device_info.get("held_by_others") or 0)
-        if left > 0:
-            return Capacity(left, "trace")
+    if device_kind(device) == kind and total is not None:
+        held = device_info.get("held_by_others") or 0
+        if total <= held:
+            raise UsageError(
+                f"the trace says that {device!r} had {total} bytes of which others held {held}, "
+                "which leaves nothing to replay in; say how much there is with --capacity"
+            )
+        return Capacity(total - held, "trace")
     if kind in ("cpu", "pinned"):
         return Capacity(None, "unlimited")
     return Capacity(DEFAULT_DEVICE_CAPACITY, "default")

@@ -6,7 +6,8 @@ docs/result-format.md describes every field. Reports import this module and noth
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,30 +34,131 @@ TABLES: dict[str, tuple[str, ...]] = {
 }
 TEXT_COLUMNS = ("phase", "moment", "pool", "state", "scope", "stack", "kind", "cause")
 STATUSES = ("ok", "out_of_memory", "plan_mismatch", "crashed", "timed_out", "unavailable")
-# Fields every result has, and the type of each; None where it may be null.
-_FIELDS: dict[str, type | tuple[type, ...]] = {
+
+
+@dataclass(frozen=True)
+class _Null:
+    """Null, or what `kind` says."""
+
+    kind: Any
+
+
+@dataclass(frozen=True)
+class _Each:
+    """An object whose values are all of `kind`, except those that `named` describes.
+
+    Args:
+        kind: of each value.
+        named: fields that must be there, and their kinds.
+        filled: whether an object without any field is refused.
+    """
+
+    kind: Any
+    named: Mapping[str, Any] = field(default_factory=dict)
+    filled: bool = False
+
+
+# What a result holds, as docs/result-format.md tells it: a type, a list of one kind, an object of
+# named fields (a name with ? may be left out) or one of the classes above. Unknown fields are kept.
+_NUMBER = (int, float)
+_PLAIN = (str, int, float, bool, type(None))
+_INTERVAL = {
+    "median": _NUMBER,
+    "low": _Null(_NUMBER),
+    "high": _Null(_NUMBER),
+    "samples": [_NUMBER],
+}
+_QUANTILES = ("p50_ns", "p90_ns", "p99_ns", "p99_9_ns", "p99_99_ns", "max_ns", "mean_ns")
+_STATE = _Each(
+    {"count": _NUMBER, **dict.fromkeys(_QUANTILES, _INTERVAL)},
+    {"causes": _Each({"count": _NUMBER, "total_ns": _NUMBER})},
+)
+_COUNTED = ("requested", "live_requested", "allocated", "active", "reserved")
+_PEAK = {"bytes": int, "event": _Null(int), "time_ns": _Null(int)}
+_SLOW_CALL = {
+    "event": int,
+    "kind": str,
+    "size": int,
+    "scope": _Null(str),
+    "cause": str,
+    "ns": _NUMBER,
+    "process": int,
+    "state": str,
+}
+_RESULT: dict[str, Any] = {
     "key": dict,
     "name": str,
     "label": str,
-    "trace": dict,
-    "allocator": dict,
-    "backend": dict,
+    "trace": {
+        "path": str,
+        "fingerprint": str,
+        "program": [_PLAIN],
+        "events": int,
+        "rows?": int,
+        "device": str,
+        "recorded_kind": str,
+        "complete": bool,
+        "lost_events": int,
+        "duration_ns": int,
+        "step_count": int,
+        "peak_live_bytes": int,
+    },
+    "allocator": {"name": str, "settings": _Each(str), "kind?": str, "latency_source?": str},
+    "backend": {"name": str, "is_model": bool},
     "as_if": bool,
-    "capacity": dict,
+    "capacity": {"bytes": _Null(int), "source": str},
     "completion": str,
-    "outcome": dict,
-    "memory": (dict, type(None)),
-    "latency": (dict, type(None)),
-    "throughput": dict,
-    "harness": (dict, type(None)),
-    "digests": dict,
+    "after_oom?": str,
+    "outcome": {
+        "status": str,
+        "reason": _Null(str),
+        "oom": _Null(
+            {
+                **dict.fromkeys(("event", "time_ns", "requested", "largest_free"), int),
+                **dict.fromkeys(("allocated", "reserved", "active", "live_requested"), int),
+                "device_free": _Null(int),
+                "count?": int,
+            }
+        ),
+    },
+    "memory": _Null(
+        {
+            "peaks": dict.fromkeys(_COUNTED, _PEAK),
+            "finals": dict.fromkeys(_COUNTED, int),
+            "unused_share": _Null(_NUMBER),
+            "reserved_meaning": str,
+            "driver_calls": _Each(int, {"alloc": int, "free": int}),
+            "counters": _Each(int),
+            "rss_growth_bytes": _Null(int),
+            "minor_faults": _Null(int),
+            "major_faults": _Null(int),
+        }
+    ),
+    "latency": _Null(
+        {"source": str, "states": {"cold": _STATE, "steady": _STATE}, "slowest": [_SLOW_CALL]}
+    ),
+    "throughput": _Each({"events_per_s": _INTERVAL, "ns_per_event": _INTERVAL}),
+    "harness": _Null({"clock_cost_ns": _NUMBER, "ns_per_event": _NUMBER}),
+    "digests": _Each(str),
     "processes": int,
-    "machine": dict,
-    "versions": dict,
-    "warnings": list,
+    "seed?": int,
+    "machine": _Each((*_PLAIN, list), filled=True),
+    "versions": _Each(_PLAIN),
+    "warnings": [str],
     "command": str,
     "created": str,
 }
+_WORDS: dict[Any, str] = {
+    str: "text",
+    int: "a whole number",
+    bool: "true or false",
+    dict: "an object",
+    _NUMBER: "a number",
+    _PLAIN: "text, a number, true, false or null",
+    (*_PLAIN, list): "text, a number, true, false, null or a list",
+}
+# Greater numbers count nothing, and arithmetic with floats ends where they are huge.
+_GREATEST = 2**64
 _REMEDY = "replay the trace again with wb replay"
 
 
@@ -77,27 +179,84 @@ def read_cell_json(folder: Path) -> dict[str, Any]:
         raise BrokenFileError(
             path, f"not JSON, or cut short (line {error.lineno}: {error.msg})", _REMEDY
         ) from None
+    except (ValueError, RecursionError) as error:  # a number too long, lists nested too deeply
+        raise BrokenFileError(
+            path, f"not JSON that can be read ({str(error)[:100]})", _REMEDY
+        ) from None
     if not isinstance(info, dict) or "format_version" not in info:
         raise BrokenFileError(path, "not a result: format_version is missing", _REMEDY)
     if info["format_version"] != FORMAT_VERSION:
         raise BrokenFileError(
             path,
-            f"result format version {info['format_version']!r}, and this workbench reads version "
-            f"{FORMAT_VERSION}",
+            f"result format version {_shown(info['format_version'])}, and this workbench reads "
+            f"version {FORMAT_VERSION}",
             _REMEDY,
         )
-    for field, kind in _FIELDS.items():
-        if field not in info:
-            raise BrokenFileError(path, f"field {field!r} is missing", _REMEDY)
-        if not isinstance(info[field], kind):
-            raise BrokenFileError(
-                path, f"field {field!r} has the wrong type {type(info[field]).__name__}", _REMEDY
-            )
-    if info["outcome"].get("status") not in STATUSES:
+    problem = _problem("", info, _RESULT)
+    if problem is not None:
+        raise BrokenFileError(path, f"field {problem}", _REMEDY)
+    if info["outcome"]["status"] not in STATUSES:
         raise BrokenFileError(
-            path, f"unknown outcome status {info['outcome'].get('status')!r}", _REMEDY
+            path, f"unknown outcome status {_shown(info['outcome']['status'])}", _REMEDY
         )
     return info
+
+
+def _problem(name: str, value: Any, kind: Any) -> str | None:
+    """The first part of `value` that is not of `kind`, and why; None where all of it is."""
+    if isinstance(kind, _Null):
+        return None if value is None else _problem(name, value, kind.kind)
+    if isinstance(kind, list):
+        if not isinstance(value, list):
+            return f"{name} is {_shown(value)}, not a list"
+        parts = ((f"{name}[{place}]", part, kind[0]) for place, part in enumerate(value))
+        return _first_problem(parts)
+    if isinstance(kind, dict | _Each):
+        return _object_problem(name, value, kind)
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    # Python counts true and false among the whole numbers.
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        return f"{name} is {_shown(value)}, not {_WORDS[kind]}"
+    if isinstance(value, int | float) and not abs(value) < _GREATEST:
+        return f"{name} is {_shown(value)}, which is out of range"
+    return None
+
+
+def _object_problem(name: str, value: Any, kind: Any) -> str | None:
+    if not isinstance(value, dict):
+        return f"{name} is {_shown(value)}, not an object"
+    fields: Mapping[str, Any] = kind.named if isinstance(kind, _Each) else kind
+    for item, wanted in fields.items():
+        plain = item.removesuffix("?")
+        if plain in value:
+            problem = _problem(_dotted(name, plain), value[plain], wanted)
+            if problem is not None:
+                return problem
+        elif plain == item:
+            return f"{_dotted(name, plain)} is missing"
+    if not isinstance(kind, _Each):
+        return None
+    if kind.filled and not value:
+        return f"{name} is empty: what it holds is missing"
+    others = ((item, part) for item, part in value.items() if item not in fields)
+    return _first_problem((_dotted(name, item), part, kind.kind) for item, part in others)
+
+
+def _first_problem(parts: Iterable[tuple[str, Any, Any]]) -> str | None:
+    return next((told for part in parts if (told := _problem(*part)) is not None), None)
+
+
+def _dotted(name: str, item: str) -> str:
+    """The name of the field `item` of the object `name`; it may be any text."""
+    shown = repr(item[:60])[1:-1]
+    return f"{name}.{shown}" if name else shown
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    text = json.dumps(value)  # NaN and infinities too
+    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 class CellResult:
@@ -149,15 +308,35 @@ class CellResult:
         path = self.folder / f"{name}.parquet"
         try:
             table = pq.read_table(path)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise BrokenFileError(
-                path, f"not Parquet, or cut short ({str(error).splitlines()[0]})", _REMEDY
-            ) from None
+            table.validate(full=True)  # text that is not UTF-8, which pandas meets only later
+            frame: pd.DataFrame = table.to_pandas()
+        except (OSError, ValueError, pa.ArrowException) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise BrokenFileError(path, f"not Parquet, or cut short ({reason})", _REMEDY) from None
         for column in TABLES[name]:
-            if column not in table.column_names:
-                raise BrokenFileError(path, f"column {column!r} is missing", _REMEDY)
-        frame: pd.DataFrame = table.to_pandas()
+            if table.column_names.count(column) != 1:
+                problem = "is there twice" if column in table.column_names else "is missing"
+                raise BrokenFileError(path, f"column {column!r} {problem}", _REMEDY)
+            if table.num_rows and not _is_column(column, table.column(column)):
+                kind = table.column(column).type
+                wanted = "text" if column in TEXT_COLUMNS else "numbers without nulls"
+                raise BrokenFileError(
+                    path, f"column {column!r} holds {kind}, not {wanted}", _REMEDY
+                )
         return frame
+
+
+def _is_column(name: str, column: Any) -> bool:
+    """Whether `column` of a table with rows holds what a column of that name does."""
+    from pyarrow import types
+
+    kind = column.type
+    if name in TEXT_COLUMNS:
+        if types.is_dictionary(kind):
+            kind = kind.value_type
+        return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind))
+    numbers = types.is_integer(kind) or (name.startswith("bucket_") and types.is_floating(kind))
+    return bool(numbers and not column.null_count)
 
 
 def find_results(paths: Sequence[Path]) -> list[Path]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from workbench.common.errors import TraceError
 from workbench.recorders.trace.schema import FORMAT_VERSION, METADATA_KEY
@@ -88,6 +88,36 @@ _TYPES: Final[dict[str, type]] = {
 }
 _NEVER_NULL: Final = {key for key, value in _DEFAULTS.items() if value is not None}
 
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_size(value: object) -> bool:
+    return value is None or (_is_whole(value) and 0 <= cast(int, value) < 2**63)
+
+
+def _is_text(value: object) -> bool:
+    return value is None or isinstance(value, str)
+
+
+# What the values inside a key's list or object are: by the path to them, where * stands for any
+# name or place. A key that is not there is not checked.
+_Kind = tuple[Callable[[object], bool], str]
+_TEXT: Final[_Kind] = (_is_text, "text or null")
+_SIZE: Final[_Kind] = (_is_size, "null or a whole number from 0 to 2^63 - 1")
+_INSIDE: Final[dict[tuple[str, ...], _Kind]] = {
+    ("program", "*"): (lambda v: isinstance(v, str) or _is_whole(v), "text"),
+    ("versions", "*"): _TEXT,
+    ("host", "cpu"): _TEXT,
+    ("host", "cores"): _SIZE,
+    ("devices", "*"): (lambda v: isinstance(v, dict), "an object"),
+    ("devices", "*", "name"): _TEXT,
+    ("devices", "*", "capacity"): _SIZE,
+    ("devices", "*", "held_by_others"): _SIZE,
+    ("threads", "*"): (_is_whole, "a whole number"),
+}
+
 _REMEDY: Final = "record it again, or write it with workbench.recorders.trace.TraceWriter"
 
 
@@ -147,6 +177,10 @@ class TraceMetadata(dict[str, Any]):
         _check_version(path, values.get("format_version"))
         for key, kind in _TYPES.items():
             _check_type(path, key, values.get(key, _DEFAULTS[key]), kind)
+        for names, (is_right, words) in _INSIDE.items():
+            for shown, value in _inside(values, names):
+                if not is_right(value):
+                    raise _wrong_type(path, shown, value, words)
         return cls(values)
 
 
@@ -173,12 +207,27 @@ def _check_type(path: str, key: str, value: object, kind: type) -> None:
         return
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return
-    raise TraceError(
+    raise _wrong_type(path, key, value, _TYPE_WORDS[kind])
+
+
+def _wrong_type(path: str, key: str, value: object, words: str) -> TraceError:
+    return TraceError(
         path,
         "metadata-wrong-type",
-        f"metadata key {key!r} is {_shown(value)}, not {_TYPE_WORDS[kind]}",
+        f"metadata key {key[:80]!r} is {_shown(value)}, not {words}",
         _REMEDY,
     )
+
+
+def _inside(value: Any, names: tuple[str, ...], at: str = "") -> Iterator[tuple[str, Any]]:
+    """The values at the path `names` inside `value`, each with its own path as one text."""
+    if not names:
+        yield at.removeprefix("."), value
+        return
+    found = value.items() if isinstance(value, dict) else enumerate(value)
+    for name, part in found:
+        if names[0] in ("*", name):
+            yield from _inside(part, names[1:], f"{at}.{name}")
 
 
 def _shown(value: object) -> str:

@@ -138,6 +138,16 @@ def test_capacity_is_what_the_recording_left_else_a_default() -> None:
     assert choose_capacity("cpu", "cpu", {"capacity": 9}, None) == Capacity(9, "trace")
 
 
+@pytest.mark.parametrize(("capacity", "held"), [(100, 100), (100, 150), (0, None)])
+def test_memory_that_others_held_whole_is_never_unlimited(capacity: int, held: int | None) -> None:
+    info = {"capacity": capacity, "held_by_others": held}
+    for kind, device in (("cpu", "cpu"), ("device", "cuda:0")):
+        with pytest.raises(UsageError, match=f"'{device}' had {capacity} bytes.*--capacity"):
+            choose_capacity(kind, device, info, None)
+        assert choose_capacity(kind, device, info, 5) == Capacity(5, "option")
+    assert choose_capacity("cpu", "cuda:0", info, None).source == "unlimited"
+
+
 def test_the_capacity_of_another_kind_of_memory_is_not_taken() -> None:
     main_memory = {"capacity": 2**34, "held_by_others": None}
     assert choose_capacity("device", "cpu", main_memory, None).source == "default"

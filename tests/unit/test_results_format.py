@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,10 +130,28 @@ def test_where_there_is_no_result_that_is_said(name: str, tmp_path: Path) -> Non
     ("change", "message"),
     [
         ({"format_version": 2}, "version 2, and this workbench reads version 1"),
-        ({"format_version": None}, "version None"),
-        ({"outcome": {"status": "fine"}}, "unknown outcome status 'fine'"),
-        ({"memory": 3}, "field 'memory' has the wrong type int"),
-        ({"trace": []}, "field 'trace' has the wrong type list"),
+        ({"format_version": None}, "version null"),
+        ({"format_version": [1]}, "version a list"),
+        (
+            {"outcome": {"status": "fine", "reason": None, "oom": None}},
+            'unknown outcome status "fine"',
+        ),
+        ({"outcome": {"status": "ok"}}, "field outcome.reason is missing"),
+        ({"outcome": {"status": [], "reason": None, "oom": None}}, "outcome.status is a list"),
+        ({"memory": 3}, "field memory is 3, not an object"),
+        ({"memory": {}}, "field memory.peaks is missing"),
+        ({"memory": {"peaks": 5}}, "field memory.peaks is 5, not an object"),
+        ({"trace": []}, "field trace is a list, not an object"),
+        ({"latency": {"source": "ours"}}, "field latency.states is missing"),
+        ({"throughput": {"cold": 5}}, "field throughput.cold is 5, not an object"),
+        ({"machine": {}}, "field machine is empty"),
+        ({"machine": {"cores": {}}}, "field machine.cores is an object"),
+        ({"versions": {"numpy": []}}, "field versions.numpy is a list"),
+        ({"warnings": [5]}, r"field warnings\[0\] is 5, not text"),
+        ({"processes": True}, "field processes is true, not a whole number"),
+        ({"processes": 10**400}, "field processes is 10+…, which is out of range"),
+        ({"harness": {"clock_cost_ns": float("nan"), "ns_per_event": 1}}, "NaN, which is out of"),
+        ({"digests": {"a\n" * 50: 5}}, r"field digests\.a\\na"),
     ],
 )
 def test_a_wrong_field_is_named(
@@ -142,6 +161,48 @@ def test_a_wrong_field_is_named(
     (folder / "cell.json").write_text(json.dumps(info_of(folder, **change)))
     with pytest.raises(BrokenFileError, match=message):
         CellResult(folder)
+
+
+@pytest.mark.parametrize(
+    ("names", "value"),
+    [
+        (("memory", "peaks"), 5),
+        (("memory", "peaks", "reserved"), None),
+        (("memory", "peaks", "reserved", "bytes"), "1"),
+        (("memory", "finals", "reserved"), 1.5),
+        (("memory", "driver_calls", "alloc"), None),
+        (("memory", "counters", "hits"), {}),
+        (("latency", "states", "cold"), []),
+        (("latency", "states", "cold", "alloc"), 1),
+        (("latency", "states", "steady", "alloc", "p50_ns"), None),
+        (("latency", "states", "steady", "alloc", "p50_ns", "samples"), [None]),
+        (("latency", "states", "cold", "causes"), 2),
+        (("latency", "slowest"), 3),
+        (("throughput", "cold", "events_per_s", "median"), None),
+        (("trace", "peak_live_bytes"), "many"),
+        (("allocator", "settings"), []),
+    ],
+)
+def test_a_wrong_field_deep_inside_is_named(
+    names: tuple[str, ...], value: Any, make_result: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = make_result(tmp_path, "caching")
+    info = json.loads((folder / "cell.json").read_text())
+    part = info
+    for name in names[:-1]:
+        part = part[name]
+    part[names[-1]] = value
+    (folder / "cell.json").write_text(json.dumps(info))
+    with pytest.raises(BrokenFileError, match=rf"cell\.json: field {re.escape('.'.join(names))}"):
+        CellResult(folder)
+
+
+def test_unknown_fields_are_kept(make_result: Callable[..., Path], tmp_path: Path) -> None:
+    folder = make_result(tmp_path, "caching")
+    info = json.loads((folder / "cell.json").read_text())
+    info["memory"]["mood"] = info["mood"] = {"good": [1]}
+    (folder / "cell.json").write_text(json.dumps(info))
+    assert CellResult(folder).info == info
 
 
 @pytest.mark.parametrize("field", ["format_version", "key", "outcome", "latency", "warnings"])
@@ -156,7 +217,14 @@ def test_a_missing_field_is_named(
         CellResult(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b'{"format_version": 1, "na', b"\xff\xfe", b"[]", b"3"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b'{"format_version": 1, "na', b"\xff\xfe", b"[]", b"3"),
+        pytest.param(b"[" * 200_000, id="deep"),
+        pytest.param(b"1" * 10_000, id="long"),
+    ],
+)
 def test_a_cut_or_foreign_cell_json_is_a_broken_file(
     content: bytes, make_result: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -164,6 +232,8 @@ def test_a_cut_or_foreign_cell_json_is_a_broken_file(
     (folder / "cell.json").write_bytes(content)
     with pytest.raises(BrokenFileError, match=r"cell\.json"):
         CellResult(folder)
+    with pytest.raises(UsageError, match="not a result of this workbench"):
+        check_free(folder, KEY, force=False)
 
 
 @pytest.mark.parametrize("table", sorted(TABLES))
@@ -190,4 +260,44 @@ def test_a_table_without_a_column_is_a_broken_file(
     folder = make_result(tmp_path, "caching")
     pq.write_table(pa.table({"state": ["cold"]}), folder / "latency.parquet")
     with pytest.raises(BrokenFileError, match="column 'kind' is missing"):
+        _ = CellResult(folder).latency
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("count", ["a"]),
+        ("count", [None]),
+        ("count", [1.5]),
+        ("bucket_low_ns", [None]),
+        ("bucket_low_ns", [[1.0]]),
+        ("state", [1]),
+    ],
+)
+def test_a_column_of_another_type_is_a_broken_file(
+    column: str, values: list[Any], make_result: Callable[..., Path], tmp_path: Path
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = make_result(tmp_path, "caching")
+    row = {"state": ["cold"], "kind": ["alloc"], "cause": ["c"], "count": [1]}
+    row |= {"bucket_low_ns": [0.0], "bucket_high_ns": [1.0]}  # type: ignore[dict-item]
+    pq.write_table(pa.table({**row, column: values}), folder / "latency.parquet")
+    with pytest.raises(BrokenFileError, match=f"latency.parquet: column '{column}' holds"):
+        _ = CellResult(folder).latency
+
+
+def test_text_that_is_not_utf8_is_a_broken_file(
+    make_result: Callable[..., Path], tmp_path: Path
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = make_result(tmp_path, "caching")
+    table = pq.read_table(folder / "latency.parquet").slice(0, 1)
+    wrong = pa.array([b"\xff"], pa.binary()).view(pa.string())
+    table = table.set_column(table.column_names.index("kind"), "kind", wrong)
+    pq.write_table(table, folder / "latency.parquet")
+    with pytest.raises(BrokenFileError, match=r"latency\.parquet"):
         _ = CellResult(folder).latency

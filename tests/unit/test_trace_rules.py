@@ -168,6 +168,41 @@ def test_metadata(tmp_path: Path, rule: str, metadata: bytes) -> None:
     assert broken(write_parquet(tmp_path / "run.parquet", table(), metadata)).rule == rule
 
 
+INSIDE = [
+    ("devices.cpu", {"devices": {"cpu": 5}}),
+    ("devices.cpu.name", {"devices": {"cpu": {"name": 3}}}),
+    ("devices.cpu.capacity", {"devices": {"cpu": {"capacity": "lots"}}}),
+    ("devices.cpu.capacity", {"devices": {"cpu": {"capacity": -10}}}),
+    ("devices.cpu.capacity", {"devices": {"cpu": {"capacity": 1.5}}}),
+    ("devices.cpu.capacity", {"devices": {"cpu": {"capacity": True}}}),
+    ("devices.cpu.capacity", {"devices": {"cpu": {"capacity": 2**63}}}),
+    ("devices.cpu.held_by_others", {"devices": {"cpu": {"held_by_others": -5}}}),
+    ("versions.torch", {"versions": {"torch": 2}}),
+    ("host.cpu", {"host": {"cpu": []}}),
+    ("host.cores", {"host": {"cores": "many"}}),
+    ("program.1", {"program": ["train.py", {"a": 1}]}),
+    ("threads.0", {"threads": {"0": "main"}}),
+]
+
+
+@pytest.mark.parametrize(("key", "metadata"), INSIDE)
+def test_values_inside_metadata(tmp_path: Path, key: str, metadata: dict[str, Any]) -> None:
+    text = TraceMetadata({"events": 4, **metadata}).to_json()
+    error = broken(write_parquet(tmp_path / "run.parquet", table(), text))
+    assert error.rule == "metadata-wrong-type"
+    assert f"metadata key '{key}' is " in str(error)
+
+
+def test_metadata_may_be_unknown_inside_or_have_more(tmp_path: Path) -> None:
+    metadata = {
+        "devices": {"cpu": {"name": None, "held_by_others": 0, "mood": []}, "cuda:0": {}},
+        "versions": {"cuda": None},
+        "host": {"cpu": None, "cores": None, "mood": []},
+    }
+    text = TraceMetadata({"events": 4, **metadata}).to_json()
+    assert read(write_parquet(tmp_path / "run.parquet", table(), text)) == 4
+
+
 def test_files_of_other_kinds(tmp_path: Path) -> None:
     path = write_trace(tmp_path / "run.parquet")
     whole = path.read_bytes()
