@@ -6,7 +6,7 @@ import fcntl
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,24 +84,26 @@ def convert_spool(
     """
     from workbench.recorders.spool import convert_process
 
+    if not spool.is_dir():
+        raise NoTraceError(
+            f"no trace was made: the spool folder {spool} disappeared while the program ran; "
+            "let the program leave it, or put it elsewhere with --spool DIR"
+        )
     folders = process_folders(spool)
     if not folders:
         raise NoTraceError(
             f"no trace was made: nothing in the program imported torch, or its recorder "
             f"could not start; {output} was not written"
         )
-    if main_process is None:
-        main_process = int(folders[0].name.split("-")[1])
+    started = [int(folder.name.split("-")[1]) for folder in folders]
+    # A shell, say, does not import torch itself: then `output` is the first process that did.
+    leader = main_process if main_process in started else started[0]
     done = []
+    broken: list[BrokenFileError] = []
     taken: set[Path] = set()
-    for folder in folders:
-        process_id = int(folder.name.split("-")[1])
+    for folder, process_id in zip(folders, started, strict=True):
         is_main = process_id == main_process
-        path = output if is_main else output.with_name(f"{output.stem}.pid-{process_id}.parquet")
-        number = 1
-        while path in taken:  # the process replaced itself by another program that imports torch
-            number += 1
-            path = output.with_name(f"{output.stem}.pid-{process_id}-{number}.parquet")
+        path = _trace_path(output, process_id, process_id == leader, taken)
         taken.add(path)
         try:
             converted = convert_process(
@@ -116,8 +118,25 @@ def convert_spool(
                 f"{path} could not be written, but the recording is safe: try again with "
                 f"`wb recover {spool}` ({error})"
             ) from error
+        except BrokenFileError as error:
+            broken.append(error)  # the other processes' recordings are no worse for it
+            continue
         done.append(RecordedProcess(path, process_id, converted.rows, converted.lost))
+    if broken:
+        _report(done)
+        raise broken[0]
     return done
+
+
+def _trace_path(output: Path, process_id: int, is_leader: bool, taken: set[Path]) -> Path:
+    """Where a process's trace goes: `output`, or beside it with the process id in its name."""
+    if is_leader and output not in taken:
+        return output
+    # One process id can stand for several programs: one replaced by the next, or one long after
+    # the other.
+    numbers = ("", *(f"-{number}" for number in range(2, len(taken) + 2)))
+    paths = [output.with_name(f"{output.stem}.pid-{process_id}{n}.parquet") for n in numbers]
+    return next(path for path in paths if path not in taken)
 
 
 def _metadata(folder: Path, ended: HowItEnded | None) -> dict[str, Any]:
@@ -125,21 +144,24 @@ def _metadata(folder: Path, ended: HowItEnded | None) -> dict[str, Any]:
 
     try:
         about: dict[str, Any] = json.loads((folder / "process.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        about["versions"]["workbench"] = __version__
+        about["devices"] = {
+            "cpu": {"name": about["host"]["cpu"], "capacity": None, "held_by_others": None}
+        }
+        ended_cleanly = bool(parse_control((folder / "control").read_bytes())["ended"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BrokenFileError(
-            folder / "process.json", f"cannot be read ({error})", "the spool is damaged"
+            folder,
+            f"the recording of this process is damaged ({type(error).__name__}: {error})",
+            "the recordings of other processes are not affected; remove this folder",
         ) from error
-    about["versions"]["workbench"] = __version__
-    about["devices"] = {
-        "cpu": {"name": about["host"]["cpu"], "capacity": None, "held_by_others": None}
-    }
     if ended is not None:
         about["ended"] = "exit" if ended.signal is None else "killed"
         about["exit_code"] = None if ended.signal else ended.exit_code
         about["signal"] = ended.signal
     elif is_running(about):
         about["ended"] = "running"
-    elif parse_control((folder / "control").read_bytes())["ended"]:
+    elif ended_cleanly:
         about["ended"] = "exit"
     return about
 
@@ -187,13 +209,17 @@ def convert_and_report(
             f"interrupted before {output} was written, but the recording is safe: "
             f"go on with `wb recover {spool}`"
         ) from error
+    _report(traces)
+    print(f"wb: next: wb info {traces[0].path}", file=sys.stderr)
+    return traces
+
+
+def _report(traces: Sequence[RecordedProcess]) -> None:
     for trace in traces:
         what = f"{trace.rows:,} events"
         if trace.lost:
             what += f", INCOMPLETE: {trace.lost:,} later ones lost"
         print(f"wb: recorded {trace.path} ({what})", file=sys.stderr)
-    print(f"wb: next: wb info {traces[0].path}", file=sys.stderr)
-    return traces
 
 
 def recover(spool: Path, output: Path | None, *, force: bool) -> list[RecordedProcess]:
@@ -211,7 +237,7 @@ def recover(spool: Path, output: Path | None, *, force: bool) -> list[RecordedPr
     try:
         about = json.loads((spool / ABOUT).read_text(encoding="utf-8"))
         output = output or Path(about["output"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(
             f"{spool} is not a spool folder of `wb record` (it has no readable {ABOUT}); "
             "name a folder that ends in .parquet.spool"
@@ -223,8 +249,15 @@ def recover(spool: Path, output: Path | None, *, force: bool) -> list[RecordedPr
             raise UsageError(
                 f"{spool} is being recorded into right now; wait for its end"
             ) from error
+        if not process_folders(spool):
+            raise UsageError(
+                f"{spool} holds no recording: no process came so far as to write; remove the folder"
+            )
         for folder in process_folders(spool):
-            described = _metadata(folder, None)
+            try:
+                described = _metadata(folder, None)
+            except BrokenFileError:
+                continue  # reported once the others are safe
             if described.get("ended") == "running":
                 raise UsageError(
                     f"process {described['process_id']} still records into {spool}; "

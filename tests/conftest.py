@@ -1,8 +1,9 @@
-"""Results made up for the tests of reports: small, whole, and plainly synthetic."""
+"""What all tests share; results made up for the tests of reports, plainly synthetic."""
 
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,11 @@ import pytest
 
 MIB = 2**20
 NAMES = ("requested", "live_requested", "allocated", "active", "reserved", "segments")
+
+
+def pytest_configure() -> None:
+    """Hear Ctrl-C, as a terminal's programs do: those started in the background ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _live(buckets: int) -> np.ndarray:

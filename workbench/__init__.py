@@ -6,6 +6,7 @@ The names below are loaded on first use, so that importing the package costs not
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from workbench.common.version import __version__
@@ -21,6 +22,12 @@ _HOME = {
     "record": "workbench.api",
     "replay": "workbench.api",
 }
+
+if find_spec("workbench.recorders") is None:
+    raise ImportError(
+        f"this is the folder of workbench's sources, {__path__[0]}, not the installed package; "
+        "run Python in another folder, or with -P"
+    )
 
 __all__ = ["WorkbenchError", "__version__", "mark_step", "record", "replay"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workbench.common.errors import BrokenFileError, TraceError
+from workbench.common.errors import BrokenFileError, TraceError, UsageError
 from workbench.recorders.trace.checks import CORE_COLUMNS, RowChecks, check_schema
 from workbench.recorders.trace.locations import Location, find_files
 from workbench.recorders.trace.metadata import TraceMetadata
@@ -232,6 +232,8 @@ def open_trace(source: str | Path) -> Trace:
         BrokenFileError: nothing is there, or it cannot be read.
         MissingPartError: no installed package can read such a URL.
     """
+    if not str(source):
+        raise UsageError("no trace was named; give a file, a folder or a URL")
     return Trace(str(source), [TraceFile(location) for location in find_files(source)])
 
 

@@ -78,6 +78,22 @@ def test_names_from_a_file_cannot_command_the_terminal(
     assert "\x1b" not in done.stdout
 
 
+def test_a_device_from_a_file_cannot_command_the_terminal(
+    wb: Callable[..., Done], tmp_path: Path
+) -> None:
+    path = write_trace(tmp_path / "run.parquet", device=["[/red]\x1b[31mx"] * len(GOOD))
+    done = wb("info", path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "[/red]" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+def test_no_name(wb: Callable[..., Done]) -> None:
+    done = wb("info", "")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "no trace was named" in done.stderr
+
+
 @pytest.mark.parametrize("columns", [20, 40, 79])
 def test_narrow_terminals(wb: Callable[..., Done], trace: Path, columns: int) -> None:
     done = wb("info", trace, columns=columns)

@@ -277,6 +277,66 @@ def test_a_spool_limit_ends_the_recording_and_counts_the_rest(tmp_path: Path) ->
     assert metadata["events"] > 2000
 
 
+def test_a_limit_too_small_for_any_event_counts_them_all(tmp_path: Path) -> None:
+    script(tmp_path, "import torch\nfor _ in range(50): x = torch.ones(10)\nprint('went on')\n")
+    done = wb(tmp_path, "record", "--spool-limit", "1000", "train.py")
+    assert (done.returncode, done.stdout) == (0, "went on\n")
+    assert "INCOMPLETE" in done.stderr
+    metadata = open_trace(str(tmp_path / "train.parquet")).metadata
+    assert (metadata["complete"], metadata["events"]) == (False, 0)
+    assert metadata["lost_events"] >= 99
+
+
+def test_a_shell_that_starts_the_program_leaves_the_name_to_it(tmp_path: Path) -> None:
+    script(tmp_path, TENSORS)
+    line = f"'{sys.executable}' train.py | cat"
+    done = wb(tmp_path, "record", "-o", "run.parquet", "--exec", "sh", "-c", line)
+    assert done.returncode == 0, done.stderr
+    assert sizes(tmp_path / "run.parquet").count(4000) == 50
+    assert [path.name for path in tmp_path.glob("*.parquet")] == ["run.parquet"]
+
+
+def test_a_program_that_removes_the_spool_is_told_so(tmp_path: Path) -> None:
+    text = (
+        "import os, shutil\nimport torch\nshutil.rmtree('train.parquet.spool')\nprint('went on')\n"
+    )
+    script(tmp_path, text)
+    done = wb(tmp_path, "record", "train.py")
+    assert (done.returncode, done.stdout) == (1, "went on\n")
+    assert "disappeared while the program ran" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_damaged_process_does_not_keep_the_others_from_recovery(tmp_path: Path) -> None:
+    script(tmp_path, "import os, signal\n" + TENSORS + "os.kill(os.getppid(), signal.SIGKILL)\n")
+    wb(tmp_path, "record", "train.py")
+    spool = tmp_path / "train.parquet.spool"
+    damaged = spool / "process-1-999999999999999999"
+    damaged.mkdir()
+    (damaged / "control").write_bytes(b"WBSPOOL1")
+    deadline = time.monotonic() + 60
+    while (done := wb(tmp_path, "recover", str(spool), "--force")).returncode == 2:
+        if "still records" not in done.stderr or time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    assert done.returncode == 2
+    assert "process-1-999999999999999999" in done.stderr
+    assert "damaged" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sizes(tmp_path / "train.parquet").count(4000) == 50
+    assert spool.is_dir()
+
+
+@pytest.mark.parametrize("about", ["[]", '{"output": 5}', "[" * 200_000, "{"])
+def test_recover_refuses_a_damaged_description(tmp_path: Path, about: str) -> None:
+    spool = tmp_path / "run.parquet.spool"
+    spool.mkdir()
+    (spool / "recording.json").write_text(about)
+    done = wb(tmp_path, "recover", str(spool))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
 def test_a_killed_parent_leaves_what_recover_saves(tmp_path: Path) -> None:
     script(tmp_path, TENSORS + "print('ready', flush=True)\nwhile input() != 'go on': pass\n")
     with subprocess.Popen(

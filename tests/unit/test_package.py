@@ -71,3 +71,21 @@ def test_an_error_is_one_sentence_and_a_traceback_only_with_debug(tmp_path: Path
     debug = wb("--debug", "info", "missing.parquet", folder=tmp_path)
     assert debug.returncode == 2
     assert "Traceback" in debug.stderr
+
+
+def test_the_folder_of_sources_says_what_it_is(tmp_path: Path) -> None:
+    sources = tmp_path / "workbench"
+    installed = Path(workbench.__path__[0])
+    (sources / "common").mkdir(parents=True)
+    for name in ("__init__.py", "common/__init__.py", "common/version.py"):
+        (sources / name).write_bytes((installed / name).read_bytes())
+    shown = subprocess.run(
+        [sys.executable, "-c", "import workbench"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={name: text for name, text in os.environ.items() if name != "PYTHONSAFEPATH"},
+        check=False,
+    )
+    assert shown.returncode == 1
+    assert "not the installed package; run Python in another folder" in shown.stderr

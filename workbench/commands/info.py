@@ -237,7 +237,7 @@ def _shares_table(device: DeviceSummary, what: str, shares: list[Share], top: in
     from workbench.common.units import format_bytes
 
     table = _table(
-        f"{device.device}: {what} that allocated what is live at the peak",
+        f"{_plain(device.device)}: {what} that allocated what is live at the peak",
         what[:-1], "bytes", "share", "blocks",
     )  # fmt: skip
     for share in shares[:top]:

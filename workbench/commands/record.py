@@ -74,7 +74,7 @@ def command(
         children=children,
         force=force,
         spool=spool_folder,
-        spool_limit=parse_size(spool_limit, "--spool-limit") if spool_limit else None,
+        spool_limit=None if spool_limit is None else parse_size(spool_limit, "--spool-limit"),
     )
     run = program if execute else [sys.executable, *(["-m"] if module else []), *program]
     spool = recording.open_spool(options, run)

@@ -419,8 +419,8 @@ int start_session(const SessionOptions& options) {
   spare_bytes = 0;
   ++last_session;
   if (!helper_runs) start_helper();
-  if (!attach_thread()) return control->stop_reason == StopReason::kDiskFull ? ENOSPC : EFBIG;
-  active_session.store(last_session, std::memory_order_release);
+  // No room even for the first segment: what the program does is counted as lost from here on.
+  if (attach_thread()) active_session.store(last_session, std::memory_order_release);
   return 0;
 }
 
