@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import shutil
 import sys
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.common.errors import BrokenFileError, RunError, UsageError
+from workbench.common.errors import BrokenFileError, RunError, UsageError, WorkbenchError
 from workbench.common.version import __version__
 
 ABOUT = "recording.json"  # in the spool folder: what the recording was to become
@@ -103,13 +104,16 @@ def convert_spool(
     taken: set[Path] = set()
     for folder, process_id in zip(folders, started, strict=True):
         is_main = process_id == main_process
-        path = _trace_path(output, process_id, process_id == leader, taken)
-        taken.add(path)
+        path = output
         try:
+            metadata = _metadata(folder, ended if is_main else None)
+            if process_id != leader or output in taken:
+                path = _path_beside(output, process_id, metadata, taken)
+            taken.add(path)
             converted = convert_process(
                 folder,
                 path,
-                metadata=_metadata(folder, ended if is_main else None),
+                metadata=metadata,
                 end_clock=ended.clock if ended else None,
                 progress=progress,
             )
@@ -128,15 +132,31 @@ def convert_spool(
     return done
 
 
-def _trace_path(output: Path, process_id: int, is_leader: bool, taken: set[Path]) -> Path:
-    """Where a process's trace goes: `output`, or beside it with the process id in its name."""
-    if is_leader and output not in taken:
-        return output
-    # One process id can stand for several programs: one replaced by the next, or one long after
-    # the other.
-    numbers = ("", *(f"-{number}" for number in range(2, len(taken) + 2)))
-    paths = [output.with_name(f"{output.stem}.pid-{process_id}{n}.parquet") for n in numbers]
-    return next(path for path in paths if path not in taken)
+def _path_beside(
+    output: Path, process_id: int, metadata: Mapping[str, Any], taken: set[Path]
+) -> Path:
+    """Where the trace of a process other than the leader goes: its id is in the file's name.
+
+    One process id can stand for several programs: one replaced by the next, or one long after the
+    other, in this recording or an earlier one, whose trace stays what it is.
+    """
+    for number in itertools.count(1):
+        suffix = "" if number == 1 else f"-{number}"
+        path = output.with_name(f"{output.stem}.pid-{process_id}{suffix}.parquet")
+        if path not in taken and (not path.exists() or _is_trace_of(path, metadata)):
+            return path
+    raise AssertionError  # counting has no end
+
+
+def _is_trace_of(path: Path, metadata: Mapping[str, Any]) -> bool:
+    """Whether an earlier attempt wrote `path` from the same recorded process."""
+    from workbench.recorders.trace import open_trace
+
+    try:
+        found = open_trace(path).metadata
+    except WorkbenchError:
+        return False
+    return all(found[key] == metadata.get(key) for key in ("boot_id", "start_wall_clock"))
 
 
 def _metadata(folder: Path, ended: HowItEnded | None) -> dict[str, Any]:

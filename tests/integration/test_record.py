@@ -189,6 +189,20 @@ def test_threads_workers_forks_and_exec(tmp_path: Path) -> None:
     assert len(others) >= 2  # and the spawned worker
 
 
+def test_what_lies_where_a_childs_trace_would_go_is_kept(tmp_path: Path) -> None:
+    text = "import os, torch\nx = torch.ones(10)\npid = os.fork()\n"
+    text += "if pid: os.waitpid(pid, 0)\n"
+    text += "else:\n    y = [torch.ones(2000) for _ in range(5)]\n"
+    text += "    open(f'train.pid-{os.getpid()}.parquet', 'w').write('of another program')\n"
+    script(tmp_path, text)
+    done = wb(tmp_path, "record", "--children", "train.py")
+    assert done.returncode == 0, done.stderr
+    kept, child = sorted(tmp_path.glob("train.pid-*.parquet"), key=lambda path: len(path.name))
+    assert kept.read_text(encoding="utf-8") == "of another program"
+    assert child.name == f"{kept.stem}-2.parquet"
+    assert sizes(child).count(8000) == 5
+
+
 def test_forked_children_are_recorded_when_asked(tmp_path: Path) -> None:
     text = "import os, torch\nx = torch.ones(10)\npid = os.fork()\n"
     text += "y = [torch.ones(2000) for _ in range(5)]\nif pid: os.waitpid(pid, 0)\n"

@@ -18,7 +18,7 @@
 
 namespace workbench::spool {
 
-inline std::uint64_t monotonic_ns() {
+__attribute__((cold, noinline)) inline std::uint64_t monotonic_ns() {
   timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
   return static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000ULL +

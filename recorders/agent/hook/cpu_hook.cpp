@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <new>
 
 #include "hook_face.h"
 #include "spool_writer.h"
@@ -16,35 +17,17 @@ namespace {
 
 using spool::Kind;
 
+constexpr std::size_t kCacheLine = 64;
 constexpr std::uint8_t kPriority = 0xff;  // PyTorch keeps an allocator of a higher one
-
-c10::Allocator* original = nullptr;
-c10::DeleterFnPtr original_deleter = nullptr;  // null: each pointer brings its own
-std::uint32_t (*find_stack)() = nullptr;
 
 std::uint64_t as_number(const void* data) { return reinterpret_cast<std::uintptr_t>(data); }
 
-inline void record_alloc(const void* data, std::size_t bytes) {
-  // First: it may run Python code, whose frees take the room that was just found.
-  const std::uint32_t stack = __builtin_expect(find_stack != nullptr, 0) ? find_stack() : 0;
-  if (__builtin_expect(!spool::have_room(), 0)) {
-    if (!spool::recording() || !spool::make_room()) return;
-  }
-  spool::put(Kind::kAlloc, spool::stamp_after_acquire(), as_number(data), bytes, stack);
-}
-
 inline void record_free(const void* data) {
-  if (__builtin_expect(!spool::have_room(), 0)) {
-    if (!spool::recording() || !spool::make_room()) return;
-  }
+  if (__builtin_expect(!spool::have_room(), 0) && !spool::make_room()) return;
   spool::put(Kind::kFree, spool::stamp_before_release(), as_number(data), 0, 0);
 }
 
-// PyTorch also gives back the null pointers it got for requests of 0 bytes.
-void record_and_free(void* data) {
-  if (data != nullptr) record_free(data);
-  original_deleter(data);
-}
+void record_and_free(void* data);
 
 // For an original allocator whose pointers bring their own deleter and context.
 struct Wrapped {
@@ -63,14 +46,17 @@ void record_and_free_wrapped(void* context) {
 class RecordingAllocator final : public c10::Allocator {
  public:
   // One return value, made in place: moving a DataPtr costs as much as a record.
-  c10::DataPtr allocate(std::size_t bytes) override {
+  __attribute__((aligned(kCacheLine))) c10::DataPtr allocate(std::size_t bytes) override {
+    // The original takes long enough for the record's cache line to arrive meanwhile.
+    __builtin_prefetch(spool::cursor.next, 1);
     c10::DataPtr memory = original->allocate(bytes);
-    if (memory.get() == nullptr) {
+    const void* const data = memory.get();
+    if (__builtin_expect(data == nullptr, 0)) {
       count_zero_bytes();
-    } else {
-      record_alloc(memory.get(), bytes);
-      if (!memory.compare_exchange_deleter(original_deleter, &record_and_free)) wrap(memory);
+      return memory;
     }
+    record_alloc(data, bytes);
+    if (!memory.compare_exchange_deleter(original_deleter, &record_and_free)) wrap(memory);
     return memory;
   }
 
@@ -82,12 +68,24 @@ class RecordingAllocator final : public c10::Allocator {
     original->copy_data(to, from, bytes);
   }
 
+  c10::Allocator* original = nullptr;
+  c10::DeleterFnPtr original_deleter = nullptr;  // null: each pointer brings its own
+  std::uint32_t (*find_stack)() = nullptr;
+
  private:
-  __attribute__((noinline)) static void count_zero_bytes() {
+  void record_alloc(const void* data, std::size_t bytes) const {
+    // First: it may run Python code, whose frees take the room that was just found.
+    const std::uint32_t stack = __builtin_expect(find_stack != nullptr, 0) ? find_stack() : 0;
+    if (__builtin_expect(spool::have_room(), 1) || spool::make_room()) {
+      spool::put(Kind::kAlloc, spool::stamp_after_acquire(), as_number(data), bytes, stack);
+    }
+  }
+
+  __attribute__((cold, noinline)) static void count_zero_bytes() {
     if (spool::recording()) std::atomic_ref(spool::control->zero_byte_allocs).fetch_add(1);
   }
 
-  __attribute__((noinline)) static void wrap(c10::DataPtr& memory) {
+  __attribute__((cold, noinline)) static void wrap(c10::DataPtr& memory) {
     void* const data = memory.get();
     const c10::Device device = memory.device();
     auto owned = memory.move_context();
@@ -97,10 +95,18 @@ class RecordingAllocator final : public c10::Allocator {
   }
 };
 
-// Never destroyed: tensors in static objects are freed after every destructor of ours.
+// Beside what the spool keeps for each event, in the same cache line. Never destroyed: tensors in
+// static objects are freed after every destructor of ours.
+static_assert(sizeof(RecordingAllocator) <= sizeof spool::shared.room_for_the_hook);
 RecordingAllocator& hook() {
-  static auto* const allocator = new RecordingAllocator;
-  return *allocator;
+  return *std::launder(reinterpret_cast<RecordingAllocator*>(spool::shared.room_for_the_hook));
+}
+const bool made = (new (spool::shared.room_for_the_hook) RecordingAllocator, true);
+
+// PyTorch also gives back the null pointers it got for requests of 0 bytes.
+__attribute__((aligned(kCacheLine))) void record_and_free(void* data) {
+  if (__builtin_expect(data != nullptr, 1)) record_free(data);
+  hook().original_deleter(data);
 }
 
 }  // namespace
@@ -113,8 +119,8 @@ WORKBENCH_EXPORT int wb_start(const char* folder, std::uint64_t limit_bytes,
                               std::uint64_t keep_free_bytes, int count_forks) {
   c10::Allocator* const current = c10::GetCPUAllocator();
   if (current != &hook()) {
-    original = current;
-    original_deleter = current->raw_deleter();
+    hook().original = current;
+    hook().original_deleter = current->raw_deleter();
   }
   const int error = spool::start_session({folder, limit_bytes, keep_free_bytes, count_forks != 0});
   if (error != 0) return error;
@@ -124,13 +130,13 @@ WORKBENCH_EXPORT int wb_start(const char* folder, std::uint64_t limit_bytes,
 
 // Ends the recording. Memory it handed out is still freed through the hook, which then forwards.
 WORKBENCH_EXPORT void wb_stop() {
-  if (c10::GetCPUAllocator() == &hook()) c10::SetCPUAllocator(original, kPriority);
+  if (c10::GetCPUAllocator() == &hook()) c10::SetCPUAllocator(hook().original, kPriority);
   spool::end_session();
 }
 
 // Takes the hook out and puts it back, to compare steps with and without it.
 WORKBENCH_EXPORT void wb_pause() {
-  if (c10::GetCPUAllocator() == &hook()) c10::SetCPUAllocator(original, kPriority);
+  if (c10::GetCPUAllocator() == &hook()) c10::SetCPUAllocator(hook().original, kPriority);
   spool::pause_session();
 }
 
@@ -161,8 +167,8 @@ WORKBENCH_EXPORT void wb_set_module(std::uint32_t number) {
 
 namespace {
 std::uint32_t* thread_scope() { return &spool::cursor.scope; }
-std::uint64_t session() { return spool::active_session.load(std::memory_order_relaxed); }
-void set_stack_finder(std::uint32_t (*finder)()) { find_stack = finder; }
+std::uint64_t session() { return spool::shared.active_session.load(std::memory_order_relaxed); }
+void set_stack_finder(std::uint32_t (*finder)()) { hook().find_stack = finder; }
 }  // namespace
 
 WORKBENCH_EXPORT const HookFace* wb_face() {

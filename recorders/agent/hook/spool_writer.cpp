@@ -34,8 +34,7 @@ struct Segment {
 };
 
 thread_local constinit Cursor cursor __attribute__((tls_model("initial-exec"))) = {};
-std::atomic<std::uint64_t> active_session{0};
-bool use_ticks = false;
+constinit Shared shared = {};
 ControlPage* control = nullptr;
 
 namespace {
@@ -49,6 +48,7 @@ pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 pthread_cond_t spare_wanted = PTHREAD_COND_INITIALIZER;
 pthread_key_t thread_exit_key;
 bool process_is_set_up = false;
+bool use_ticks = false;
 bool helper_runs = false;
 bool count_forks = true;
 std::uint64_t last_session = 0;  // counts recordings
@@ -201,7 +201,7 @@ void drop(Segment* segment) {
 
 void stop_recording(StopReason reason) {
   control->stop_reason = reason;
-  active_session.store(kLosing, std::memory_order_relaxed);
+  shared.active_session.store(kLosing, std::memory_order_relaxed);
 }
 
 // Prepares the next large segment, so that the program's thread does not wait for the disk.
@@ -272,8 +272,8 @@ void after_fork_in_parent() { pthread_mutex_unlock(&lock); }
 
 // The child shares the parent's pages: one more record would overwrite one of the parent's.
 void after_fork_in_child() {
-  if (active_session.load() != 0 && count_forks) count(control->forked_children);
-  active_session.store(0);
+  if (shared.active_session.load() != 0 && count_forks) count(control->forked_children);
+  shared.active_session.store(0);
   paused_session = 0;
   helper_runs = false;
   spare = reusable = nullptr;
@@ -287,7 +287,7 @@ void after_fork_in_child() {
 
 void at_process_exit() {
   // Frees may still come, from destructors that run after this: they are recorded, too.
-  if (control == nullptr || active_session.load() == 0) return;
+  if (control == nullptr || shared.active_session.load() == 0) return;
   control->last = read_both_clocks(use_ticks);
   control->ended = 1;
 }
@@ -329,6 +329,8 @@ bool attach_thread() {
     }
   }
   use_segment(segment);
+  // Before the thread's first record: from then on memory that it freed may reach the other.
+  if (threads_seen == 1 && use_ticks) shared.clock.store(Clock::kTicks);
   sign_segment(segment, threads_seen++, thread_id());
   return true;
 }
@@ -409,6 +411,7 @@ int start_session(const SessionOptions& options) {
   count_forks = options.count_forks;
   segments_made = 0;
   threads_seen = 0;
+  shared.clock.store(use_ticks ? Clock::kTicksOfOneThread : Clock::kNanoseconds);
   while (reusable != nullptr) {
     Segment* const segment = reusable;
     reusable = segment->link;
@@ -420,14 +423,14 @@ int start_session(const SessionOptions& options) {
   ++last_session;
   if (!helper_runs) start_helper();
   // No room even for the first segment: what the program does is counted as lost from here on.
-  if (attach_thread()) active_session.store(last_session, std::memory_order_release);
+  if (attach_thread()) shared.active_session.store(last_session, std::memory_order_release);
   return 0;
 }
 
 void end_session() {
   const Locked locked;
   if (control == nullptr) return;
-  active_session.store(0, std::memory_order_relaxed);
+  shared.active_session.store(0, std::memory_order_relaxed);
   paused_session = 0;
   control->last = read_both_clocks(use_ticks);
   control->ended = 1;
@@ -435,17 +438,18 @@ void end_session() {
 
 void pause_session() {
   const Locked locked;
-  paused_session = active_session.exchange(0, std::memory_order_relaxed);
+  paused_session = shared.active_session.exchange(0, std::memory_order_relaxed);
 }
 
 void resume_session() {
   const Locked locked;
-  if (paused_session != 0) active_session.store(paused_session, std::memory_order_relaxed);
+  if (paused_session != 0) shared.active_session.store(paused_session, std::memory_order_relaxed);
 }
 
 bool make_room() {
+  if (!recording()) return false;
   const Locked locked;
-  const std::uint64_t session = active_session.load(std::memory_order_relaxed);
+  const std::uint64_t session = shared.active_session.load(std::memory_order_relaxed);
   if (session == 0) return false;
   if (session != kLosing) {
     if (cursor.session != session ? attach_thread() : have_room() || take_next_segment()) {

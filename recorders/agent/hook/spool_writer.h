@@ -10,12 +10,16 @@
 
 namespace workbench::spool {
 
+// A program computes for microseconds between two events, so that all that an event touches has
+// left the caches: recording costs what it misses, not what it executes. Hence one cache line for
+// what a thread has, and one for what all share.
+
 // Where a thread writes next. Plain data in the static thread block, so that reaching it is one
 // instruction and no constructor or destructor runs at a bad moment.
-struct Cursor {
+struct alignas(64) Cursor {
   Record* next;
   Record* end;
-  std::uint64_t session;  // the recording that `next` belongs to; see `active_session`
+  std::uint64_t session;  // the recording that `next` belongs to; see `Shared`
   std::uint32_t scope;    // put into every record of this thread
   std::uint32_t unused;
   struct Segment* segment;
@@ -26,8 +30,17 @@ extern thread_local constinit Cursor cursor __attribute__((tls_model("initial-ex
 // The number of the recording in progress: 0 when there is none, kLosing when it had to stop and
 // events are only counted. A thread whose cursor has the same number may write without asking.
 inline constexpr std::uint64_t kLosing = ~0ULL;
-extern std::atomic<std::uint64_t> active_session;
-extern bool use_ticks;
+
+// What records are stamped with. One thread's own records keep their order without help; only
+// between threads must a stamp wait for what came before it, at twice the price.
+enum class Clock : std::uint8_t { kNanoseconds, kTicksOfOneThread, kTicks };
+
+struct alignas(64) Shared {
+  std::atomic<std::uint64_t> active_session;
+  std::atomic<Clock> clock;
+  alignas(8) std::byte room_for_the_hook[48];  // what it needs for each event: see cpu_hook.cpp
+};
+extern constinit Shared shared;
 extern ControlPage* control;  // of the recording in progress or the last one; null before the first
 
 struct SessionOptions {
@@ -47,20 +60,25 @@ void resume_session();
 // Gives `text` a number and writes it to `names`; 0 when no session is open or the disk is full.
 std::uint32_t define_name(const char* kind, const char* text);
 
-// Makes room: attaches the thread, or takes the next segment. False: not recorded (and counted).
-bool make_room();
+// Makes room: attaches the thread, or takes the next segment. False: nothing is being recorded, or
+// this event cannot be, and is counted as lost.
+__attribute__((cold)) bool make_room();
 
 inline std::uint64_t stamp_before_release() {
-  return __builtin_expect(use_ticks, 1) ? ticks_before_release() : monotonic_ns();
+  const Clock clock = shared.clock.load(std::memory_order_relaxed);
+  return __builtin_expect(clock != Clock::kNanoseconds, 1) ? ticks_before_release()
+                                                           : monotonic_ns();
 }
 inline std::uint64_t stamp_after_acquire() {
-  return __builtin_expect(use_ticks, 1) ? ticks_after_acquire() : monotonic_ns();
+  const Clock clock = shared.clock.load(std::memory_order_relaxed);
+  if (clock == Clock::kTicksOfOneThread) return ticks_before_release();
+  return __builtin_expect(clock == Clock::kTicks, 1) ? ticks_after_acquire() : monotonic_ns();
 }
 
-inline bool recording() { return active_session.load(std::memory_order_relaxed) != 0; }
+inline bool recording() { return shared.active_session.load(std::memory_order_relaxed) != 0; }
 
 inline bool have_room() {
-  return cursor.session == active_session.load(std::memory_order_relaxed) &&
+  return cursor.session == shared.active_session.load(std::memory_order_relaxed) &&
          cursor.next != cursor.end;
 }
 
