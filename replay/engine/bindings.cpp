@@ -97,6 +97,16 @@ nb::object capacity_or_none(Bytes bytes) {
   return bytes == kUnlimited ? nb::none() : nb::object(nb::int_(bytes));
 }
 
+nb::dict waterfall_dict(const Waterfall& waterfall) {
+  nb::dict parts;
+  parts["live_requested"] = waterfall.live_requested;
+  parts["rounding"] = waterfall.rounding;
+  parts["pending"] = waterfall.pending;
+  parts["stranded"] = waterfall.stranded;
+  parts["cached"] = waterfall.cached;
+  return parts;
+}
+
 nb::object oom_dict(const std::optional<OutOfMemory>& oom) {
   if (!oom) return nb::none();
   nb::dict result;
@@ -108,6 +118,7 @@ nb::object oom_dict(const std::optional<OutOfMemory>& oom) {
   result["live_requested"] = oom->live_requested;
   result["largest_free"] = oom->largest_free;
   result["device_free"] = capacity_or_none(oom->device_free);
+  result["waterfall"] = waterfall_dict(oom->waterfall);
   return result;
 }
 
@@ -132,6 +143,7 @@ nb::dict full_columns(const std::vector<FullRow>& rows) {
     add(Sample::kNames[column], [column](const FullRow& r) { return r.sample.values[column]; });
   }
   add("inactive_split", [](const FullRow& r) { return r.statistics.inactive_split; });
+  add("stranded", [](const FullRow& r) { return r.statistics.stranded; });
   add("n_alloc", [](const FullRow& r) { return r.statistics.n_alloc; });
   add("n_segment", [](const FullRow& r) { return r.statistics.n_segment; });
   add("n_active", [](const FullRow& r) { return r.statistics.n_active; });
@@ -173,6 +185,8 @@ nb::object blocks_dict(const std::optional<std::vector<BlockRow>>& blocks) {
   segment_columns["address"] =
       numpy_of(segments, [](const BlockView& v) { return v.segment_address; });
   segment_columns["size"] = numpy_of(segments, [](const BlockView& v) { return v.segment_size; });
+  segment_columns["expandable"] = numpy_of(
+      segments, [](const BlockView& v) { return static_cast<std::uint8_t>(v.expandable); });
   segment_columns["stream"] = numpy_of(segments, [](const BlockView& v) { return v.stream; });
   nb::list pools;
   for (const BlockView& segment : segments) {
@@ -213,6 +227,8 @@ nb::dict memory_dict(const MemoryResult& result, bool full, bool has_memory) {
   calls["alloc"] = result.driver_calls.alloc;
   calls["refused"] = result.driver_calls.refused;
   calls["free"] = result.driver_calls.free;
+  calls["map"] = result.driver_calls.map;
+  calls["unmap"] = result.driver_calls.unmap;
   calls["event_record"] = result.driver_calls.event_record;
   calls["event_wait"] = result.driver_calls.event_wait;
   nb::dict counters;
@@ -232,6 +248,10 @@ nb::dict memory_dict(const MemoryResult& result, bool full, bool has_memory) {
   answer["finals"] = finals;
   answer["driver_calls"] = calls;
   answer["counters"] = counters;
+  nb::dict torch_statistics;
+  for (const auto& [name, value] : result.torch_statistics) torch_statistics[name.c_str()] = value;
+  answer["torch_statistics"] = torch_statistics;
+  answer["waterfall"] = waterfall_dict(result.waterfall);
   answer["digest"] = result.digest;
   answer["blocks"] = blocks_dict(result.blocks);
   if (has_memory) {
@@ -310,6 +330,8 @@ class PyReplay {
     return answer;
   }
 
+  std::vector<std::string> warnings() const { return replay_.warnings(); }
+
  private:
   const Replay replay_;
 };
@@ -380,6 +402,7 @@ NB_MODULE(_engine, m) {
            "events"_a, "allocator"_a, "settings"_a = "", nb::kw_only(), "backend"_a,
            "capacity"_a = nb::none(), "completion"_a = "recorded", "after_oom"_a = "stop",
            nb::keep_alive<1, 2>())
+      .def_prop_ro("warnings", &PyReplay::warnings)
       .def("memory", &PyReplay::memory, "buckets"_a = 20000, "full"_a = false,
            "blocks_at"_a = nb::none(), "verify"_a = false, "progress"_a = nb::none())
       .def("timed", &PyReplay::timed, "state"_a = "cold", "digest"_a = true)

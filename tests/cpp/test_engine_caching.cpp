@@ -22,7 +22,7 @@ class Device {
   void free(const Allocation& block) { allocator_->free(block.handle, 0); }
   Allocator& operator*() { return *allocator_; }
   Allocator* operator->() { return allocator_.get(); }
-  const Statistics& now() const { return allocator_->statistics(); }
+  Statistics now() const { return allocator_->statistics(); }
   StreamProgress& progress() { return backend_->progress(); }
 
  private:

@@ -89,7 +89,7 @@ class Subject {
   }
 
   void check_statistics() {
-    const Statistics& now = allocator_->statistics();
+    const Statistics now = allocator_->statistics();
     CHECK(0 <= now.requested && now.requested <= now.active);
     CHECK(now.allocated <= now.active);
     CHECK(now.active <= now.reserved);
@@ -115,7 +115,7 @@ class Subject {
       if (block.state != BlockState::kInactive) active += block.size;
       if (block.state == BlockState::kInactive) largest = std::max(largest, block.size);
     });
-    const Statistics& now = allocator_->statistics();
+    const Statistics now = allocator_->statistics();
     CHECK(allocated == now.allocated);
     CHECK(active == now.active);
     CHECK(reserved == now.reserved);
@@ -189,7 +189,7 @@ TEST(nothing_is_reserved_after_freeing_everything_and_empty_cache) {
     }
     subject.free_all();
     subject.allocator().empty_cache();
-    const Statistics& end = subject.allocator().statistics();
+    const Statistics end = subject.allocator().statistics();
     CHECK(end.reserved == 0 && end.active == 0 && end.allocated == 0 && end.requested == 0);
     CHECK(end.n_segment == 0 && end.n_active == 0 && end.inactive_split == 0);
     CHECK(end.device_allocs == end.device_frees);

@@ -1,4 +1,4 @@
-"""`caching` with default settings against PyTorch's own binary: every column of every row."""
+"""`caching` under all settings against PyTorch's own binary: every column of every row."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ def test_every_column_of_every_row_is_the_originals(run: dict[str, Any]) -> None
         different = np.flatnonzero(expected != ours)
         assert not different.size, f"{name} differs from event {different[0]} on"
     assert memory["peaks"]["reserved"]["bytes"] == run["peak_reserved"]
-    assert memory["counters"]["ooms"] == memory["ooms"] == run["ooms"]
+    assert memory["counters"]["ooms"] == run["ooms"]  # rejections are not counted here
+    assert memory["ooms"] == int(golden.column("oom").to_numpy().astype(bool).sum())
     assert memory["counters"]["retries"] == run["retries"]
 
 

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "backends/backend.h"
@@ -44,6 +45,7 @@ struct BlockView {
   Bytes segment_size;
   StreamId stream;
   std::string_view pool;
+  bool expandable;  // then segment_size is what has memory, and offsets may lie beyond it
   std::uint64_t offset;
   Bytes size;
   Bytes requested;
@@ -82,7 +84,11 @@ class Allocator {
   // Bytes of the largest free block; cheap enough to ask at every event.
   virtual Bytes largest_free() const = 0;
 
-  const Statistics& statistics() const { return statistics_; }
+  virtual Statistics statistics() const { return statistics_; }
+  // The dictionary of torch.cuda.memory_stats; empty where PyTorch's original keeps none.
+  virtual std::vector<std::pair<std::string, std::int64_t>> torch_statistics() const { return {}; }
+  // One sentence each about settings that do nothing or are known to hurt.
+  virtual std::vector<std::string> warnings() const { return {}; }
   // Why the last call took as long as it did.
   Cause cause() const { return cause_; }
 

@@ -1,124 +1,109 @@
-// The parts of the caching allocator's state: segments, their blocks, and the free ones in order.
+// The parts of the caching allocator's state: pools, their streams, segments, blocks.
 #pragma once
 
-#include <algorithm>
+#include <cstddef>
 #include <cstdint>
-#include <deque>
-#include <set>
-#include <tuple>
+#include <memory>
 #include <vector>
 
+#include "allocators/caching_counters.h"
+#include "allocators/free_blocks.h"
+#include "backends/stream_progress.h"
 #include "core/units.h"
 
 namespace workbench::caching {
 
-enum class PoolKind : std::uint8_t { kLarge, kSmall };
-
 struct Block;
+struct Lane;
 
-// One device allocation. Segments form a list in the order they were created.
+// One device allocation, or one range of addresses that grows in place. Segments form a list in the
+// order they were created.
 struct Segment {
   std::uint64_t number;  // in order of creation, over both pools
   std::uint64_t address;
+  std::uint64_t position;  // see Block
   Bytes size;
-  StreamId stream;
-  PoolKind pool;
+  Bytes mapped;  // bytes of it that have memory
+  Lane* lane;
   Block* first;
   Segment* before;
   Segment* after;
+  bool expandable;
 };
 
-struct BlockOrder {
-  using is_transparent = void;
-  // By size, number of the segment, address.
-  bool operator()(const Block* a, const Block* b) const;
-  bool operator()(const Block* a, Bytes size) const;
-};
-
-using FreeSet = std::set<Block*, BlockOrder>;
-
-struct Block {
+// Two cache lines: what every call looks at, and what a free block needs besides.
+struct alignas(64) Block {
   std::uint64_t address;
+  // Segments follow each other in the order of their numbers: one number instead of two.
+  std::uint64_t position;
   Bytes size;
   Bytes requested;
   Segment* segment;
   Block* before;  // neighbours in the segment
   Block* after;
-  FreeSet::iterator place;             // among the free blocks, while it is free
-  std::int32_t pending_events;         // CUDA events that must complete before it is free
-  bool allocated;                      // the program has it
+  std::int32_t pending_events;  // CUDA events that must complete before it is free
+  bool allocated;               // the program has it
+  bool mapped;                  // false: addresses without memory, of an expandable segment
+
+  TreeLinks<Block> links;              // its place among the free, or among the unmapped
+  std::uint64_t free_since;            // look-ups of its pool so far when it became free
   std::vector<StreamId> used_streams;  // others than its own
 
   bool is_free() const { return !allocated && pending_events == 0; }
   bool is_split() const { return before != nullptr || after != nullptr; }
+  // What it could hold in place: rule 5.
+  Bytes room() const { return size + (after != nullptr && !after->mapped ? after->size : 0); }
+};
+static_assert(sizeof(Block) == 128);
+
+struct ByPosition {
+  bool operator()(const Block& a, const Block& b) const { return a.position < b.position; }
+};
+using UnmappedTree = BlockTree<Block, ByPosition>;
+
+struct Pool {
+  bool is_small;
+  PoolCounters counters;
+  std::uint64_t look_ups = 0;                // counted while garbage is collected
+  std::vector<std::unique_ptr<Lane>> lanes;  // by stream
 };
 
-inline bool BlockOrder::operator()(const Block* a, const Block* b) const {
-  return std::tie(a->size, a->segment->number, a->address) <
-         std::tie(b->size, b->segment->number, b->address);
-}
+// One stream's part of a pool.
+struct Lane {
+  Pool* pool;
+  StreamId stream;
+  FreeBlocks<Block> free;
+  Block* unmapped;  // root of an UnmappedTree
+};
 
-inline bool BlockOrder::operator()(const Block* a, Bytes size) const { return a->size < size; }
-
-// The free blocks of one pool: for each stream, in best-fit order.
-class FreeBlocks {
+// CUDA events of one stream, oldest first.
+class PendingQueue {
  public:
-  // The first block of at least `size`; null where there is none.
-  Block* find(StreamId stream, Bytes size) const {
-    const auto index = static_cast<std::size_t>(stream);
-    if (index >= streams_.size()) return nullptr;
-    const auto found = streams_[index].lower_bound(size);
-    return found == streams_[index].end() ? nullptr : *found;
-  }
+  struct Entry {
+    CudaEvent event;
+    Block* block;
+  };
 
-  void add(Block& block) {
-    const auto index = static_cast<std::size_t>(block.segment->stream);
-    if (index >= streams_.size()) streams_.resize(index + 1);
-    block.place = streams_[index].insert(&block).first;
-  }
-
-  void remove(Block& block) {
-    streams_[static_cast<std::size_t>(block.segment->stream)].erase(block.place);
-  }
-
-  Bytes largest() const {
-    Bytes size = 0;
-    for (const FreeSet& blocks : streams_) {
-      if (!blocks.empty()) size = std::max(size, (*blocks.rbegin())->size);
-    }
-    return size;
-  }
-
-  // The blocks that are whole segments.
-  std::vector<Block*> whole_segments() const {
-    std::vector<Block*> whole;
-    for (const FreeSet& blocks : streams_) {
-      std::copy_if(blocks.begin(), blocks.end(), std::back_inserter(whole),
-                   [](const Block* block) { return !block->is_split(); });
-    }
-    return whole;
+  bool empty() const { return first_ == end_; }
+  const Entry& front() const { return entries_[first_ & (entries_.size() - 1)]; }
+  void pop() { ++first_; }
+  void push(const Entry& entry) {
+    if (end_ - first_ == entries_.size()) grow();
+    entries_[end_++ & (entries_.size() - 1)] = entry;
   }
 
  private:
-  std::deque<FreeSet> streams_;  // a deque: places in a set must survive its growth
-};
-
-// Objects that come and go in large numbers, never returned to the system.
-template <class T>
-class Recycled {
- public:
-  // As the last user left it.
-  T& take() {
-    if (unused_.empty()) return storage_.emplace_back();
-    T* const object = unused_.back();
-    unused_.pop_back();
-    return *object;
+  void grow() {
+    std::vector<Entry> larger(entries_.empty() ? 64 : 2 * entries_.size());
+    for (std::size_t i = first_; i < end_; ++i) {
+      larger[i & (larger.size() - 1)] = entries_[i & (entries_.size() - 1)];
+    }
+    entries_ = std::move(larger);
   }
-  void give(T& object) { unused_.push_back(&object); }
 
- private:
-  std::deque<T> storage_;
-  std::vector<T*> unused_;
+  std::vector<Entry> entries_;  // a ring; its length is a power of two
+  std::size_t first_ = 0;
+  std::size_t end_ = 0;
 };
 
 }  // namespace workbench::caching

@@ -155,7 +155,8 @@ void CpuCaching::visit(const std::function<void(const BlockView&)>& visitor) con
   }
   for (const auto& [serial, block] : mine) {
     const bool cached = block->where == Where::kCached;
-    visitor({serial, block->address, block->size, 0, "", 0, block->size, cached ? 0 : block->size,
+    visitor({serial, block->address, block->size, 0, "", false, 0, block->size,
+             cached ? 0 : block->size,
              cached ? BlockState::kInactive : BlockState::kActiveAllocated, block});
   }
 }

@@ -55,7 +55,7 @@ class Direct final : public Replayed<Direct> {
       if (block.live) live.emplace(block.serial, &block);
     }
     for (const auto& [serial, block] : live) {
-      visitor({serial, block->address, block->held, block->stream, "", 0, block->held,
+      visitor({serial, block->address, block->held, block->stream, "", false, 0, block->held,
                block->requested, BlockState::kActiveAllocated, block});
     }
   }

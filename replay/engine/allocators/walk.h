@@ -48,8 +48,8 @@ class DecisionDigest {
 
   void called() {
     const DriverCalls& calls = backend_.driver_calls();
-    digest_.add(static_cast<std::uint64_t>(calls.alloc + calls.refused) << 32 ^
-                static_cast<std::uint64_t>(calls.free));
+    digest_.add(static_cast<std::uint64_t>(calls.alloc + calls.map + calls.refused) << 32 ^
+                static_cast<std::uint64_t>(calls.free + calls.unmap));
   }
   void allocated(const Allocation& allocation) {
     const Location location = allocator_.locate(allocation.handle);

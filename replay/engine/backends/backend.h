@@ -28,6 +28,8 @@ struct DriverCalls {
   std::int64_t alloc = 0;
   std::int64_t refused = 0;
   std::int64_t free = 0;
+  std::int64_t map = 0;  // pieces of address ranges that were given memory
+  std::int64_t unmap = 0;
   std::int64_t event_record = 0;
   std::int64_t event_wait = 0;
 };
@@ -61,6 +63,25 @@ class Backend {
     give(address, size);
   }
 
+  // Virtual memory: address of a range of `size` bytes without memory; 0 when there is no room.
+  std::uint64_t reserve(Bytes size) { return size < kEiB ? take_range(size) : 0; }
+  void unreserve(std::uint64_t address, Bytes size) { give_range(address, size); }
+  // Puts memory behind a piece of a range: all of it, or, where there is no room, none.
+  bool map(std::uint64_t address, Bytes size) {
+    if (size > capacity_ - used_ || !map_piece(address, size)) {
+      ++calls_.refused;
+      return false;
+    }
+    ++calls_.map;
+    used_ += size;
+    return true;
+  }
+  void unmap(std::uint64_t address, Bytes size) {
+    ++calls_.unmap;
+    used_ -= size;
+    unmap_piece(address, size);
+  }
+
   // Marks the work submitted to `stream` so far.
   CudaEvent record_event(StreamId stream) {
     ++calls_.event_record;
@@ -81,6 +102,8 @@ class Backend {
   virtual bool last_faulted() const { return false; }
 
   Bytes capacity() const { return capacity_; }
+  // What the device calls its memory, where the capacity is unlimited too.
+  Bytes total() const { return capacity_ == kUnlimited ? total_if_unlimited() : capacity_; }
   // Bytes given out, as the device counts them.
   Bytes used() const { return used_; }
   const DriverCalls& driver_calls() const { return calls_; }
@@ -90,6 +113,11 @@ class Backend {
  private:
   virtual std::uint64_t take(Bytes size) = 0;
   virtual void give(std::uint64_t address, Bytes size) = 0;
+  virtual std::uint64_t take_range(Bytes size) = 0;
+  virtual void give_range(std::uint64_t address, Bytes size) = 0;
+  virtual bool map_piece(std::uint64_t address, Bytes size) = 0;
+  virtual void unmap_piece(std::uint64_t address, Bytes size) = 0;
+  virtual Bytes total_if_unlimited() const = 0;
   // Bytes by which `used` grows for a request of `size`.
   virtual Bytes footprint(Bytes size) const = 0;
 

@@ -32,9 +32,7 @@ class Host final : public Backend {
     } else if (posix_memalign(&memory, kHostAlignment, length) != 0) {
       return 0;
     }
-    // Volatile: a store of nothing anyone reads must not be optimised away.
-    volatile char* bytes = static_cast<char*>(memory);
-    for (std::size_t i = 0; i < length; i += page_) bytes[i] = 0;
+    touch(memory, length);
     return reinterpret_cast<std::uint64_t>(memory);
   }
 
@@ -45,6 +43,40 @@ class Host final : public Backend {
     } else {
       std::free(memory);
     }
+  }
+
+  std::uint64_t take_range(Bytes size) override {
+    void* const memory = mmap(nullptr, static_cast<std::size_t>(size), PROT_NONE,
+                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return memory == MAP_FAILED ? 0 : reinterpret_cast<std::uint64_t>(memory);
+  }
+  void give_range(std::uint64_t address, Bytes size) override {
+    munmap(reinterpret_cast<void*>(address), static_cast<std::size_t>(size));
+  }
+  bool map_piece(std::uint64_t address, Bytes size) override {
+    if (!remap(address, size, PROT_READ | PROT_WRITE, 0)) return false;
+    touch(reinterpret_cast<void*>(address), static_cast<std::size_t>(size));
+    faulted_ = true;
+    return true;
+  }
+  void unmap_piece(std::uint64_t address, Bytes size) override {
+    remap(address, size, PROT_NONE, MAP_NORESERVE);
+  }
+
+  // A mapping over another takes its place, and its memory goes back to the system.
+  static bool remap(std::uint64_t address, Bytes size, int protection, int flags) {
+    return mmap(reinterpret_cast<void*>(address), static_cast<std::size_t>(size), protection,
+                MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | flags, -1, 0) != MAP_FAILED;
+  }
+
+  void touch(void* memory, std::size_t length) const {
+    // Volatile: a store of nothing anyone reads must not be optimised away.
+    volatile char* bytes = static_cast<char*>(memory);
+    for (std::size_t i = 0; i < length; i += page_) bytes[i] = 0;
+  }
+
+  Bytes total_if_unlimited() const override {
+    return static_cast<Bytes>(sysconf(_SC_PHYS_PAGES)) * static_cast<Bytes>(page_);
   }
 
   Bytes footprint(Bytes size) const override { return size; }

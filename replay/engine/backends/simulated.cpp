@@ -23,6 +23,18 @@ class Simulated final : public Backend {
   }
   void give(std::uint64_t, Bytes) override {}
 
+  std::uint64_t take_range(Bytes size) override {
+    const std::uint64_t address = next_;
+    next_ += static_cast<std::uint64_t>(round_up(size, kPage));
+    return address;
+  }
+  void give_range(std::uint64_t, Bytes) override {}
+  bool map_piece(std::uint64_t, Bytes) override { return true; }
+  void unmap_piece(std::uint64_t, Bytes) override {}
+
+  // Above any device, and so far below 2^64 that a trace can reserve it often.
+  Bytes total_if_unlimited() const override { return Bytes{1} << 46; }
+
   Bytes footprint(Bytes size) const override {
     return round_up(size, size < kPage ? kDeviceAlignment : kPage);
   }

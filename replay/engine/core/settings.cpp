@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 
 #include "core/errors.h"
 
@@ -34,6 +35,7 @@ Settings::Settings(std::string_view text, std::string_view allocator,
     }
     const std::string part = rest.substr(start, end - start);
     start = end + 1;
+    if (part.empty()) continue;
     const std::size_t colon = part.find(':');
     if (colon == std::string::npos || colon == 0) {
       throw InputError("setting '" + part + "' of " + allocator_ +
@@ -64,13 +66,40 @@ std::optional<std::int64_t> Settings::whole_number(std::string_view key,
                                                    std::int64_t lowest) const {
   const std::optional<std::string_view> text = find(key);
   if (!text) return std::nullopt;
-  std::int64_t value = 0;
-  const auto [end, error] = std::from_chars(text->data(), text->data() + text->size(), value);
-  if (error != std::errc() || end != text->data() + text->size() || value < lowest) {
-    throw InputError("setting '" + std::string(key) + "' of " + allocator_ + " is '" +
-                     std::string(*text) + "'; give a whole number of at least " +
-                     std::to_string(lowest));
+  const std::optional<std::int64_t> value = parse_whole_number(*text);
+  if (!value || *value < lowest) {
+    refuse(key, "give a whole number of at least " + std::to_string(lowest));
   }
+  return value;
+}
+
+std::optional<double> Settings::number(std::string_view key) const {
+  const std::optional<std::string_view> text = find(key);
+  if (!text) return std::nullopt;
+  double value = 0;
+  const auto [end, error] = std::from_chars(text->data(), text->data() + text->size(), value);
+  if (error != std::errc() || end != text->data() + text->size() || !std::isfinite(value)) {
+    refuse(key, "give a number");
+  }
+  return value;
+}
+
+std::optional<bool> Settings::boolean(std::string_view key) const {
+  const std::optional<std::string_view> text = find(key);
+  if (!text) return std::nullopt;
+  if (*text != "True" && *text != "False") refuse(key, "give True or False");
+  return *text == "True";
+}
+
+void Settings::refuse(std::string_view key, const std::string& remedy) const {
+  throw InputError("setting '" + std::string(key) + "' of " + allocator_ + " is '" +
+                   std::string(find(key).value_or("")) + "'; " + remedy);
+}
+
+std::optional<std::int64_t> Settings::parse_whole_number(std::string_view text) {
+  std::int64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
   return value;
 }
 

@@ -22,8 +22,17 @@ class Settings {
            const std::vector<SettingHelp>& known);
 
   std::optional<std::string_view> find(std::string_view key) const;
-  // Throws InputError unless the value is a whole number of at least `lowest`.
+  // These throw InputError for a value that is not one: a whole number of at least `lowest`; a
+  // finite number; True or False, spelt so.
   std::optional<std::int64_t> whole_number(std::string_view key, std::int64_t lowest) const;
+  std::optional<double> number(std::string_view key) const;
+  std::optional<bool> boolean(std::string_view key) const;
+
+  // Throws InputError: the value of `key` will not do, and what would.
+  [[noreturn]] void refuse(std::string_view key, const std::string& remedy) const;
+
+  // Nothing where the text is anything else.
+  static std::optional<std::int64_t> parse_whole_number(std::string_view text);
 
  private:
   struct Entry {

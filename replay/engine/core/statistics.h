@@ -16,6 +16,7 @@ struct Statistics {
   Bytes active = 0;     // allocated, and freed but still in use by a stream
   Bytes reserved = 0;
   Bytes inactive_split = 0;
+  Bytes stranded = 0;  // free, in segments that are partly in use
   // Numbers of blocks and segments.
   std::int64_t n_alloc = 0;
   std::int64_t n_active = 0;

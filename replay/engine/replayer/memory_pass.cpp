@@ -53,7 +53,7 @@ class MemoryObserver {
     oom_ = true;
     ++result_.ooms;
     if (result_.oom) return;
-    const Statistics& now = run_.allocator().statistics();
+    const Statistics now = run_.allocator().statistics();
     const Backend& backend = run_.backend();
     const bool limited = backend.capacity() != kUnlimited;
     result_.oom = OutOfMemory{
@@ -65,11 +65,12 @@ class MemoryObserver {
         .live_requested = live_requested_,
         .largest_free = run_.allocator().largest_free(),
         .device_free = limited ? backend.capacity() - backend.used() : kUnlimited,
+        .waterfall = Waterfall(now, live_requested_),
     };
   }
 
   void after(std::size_t event) {
-    const Statistics& now = run_.allocator().statistics();
+    const Statistics now = run_.allocator().statistics();
     const Sample sample = {{now.requested, live_requested_, now.allocated, now.active, now.reserved,
                             now.n_segment, run_.allocator().largest_free()}};
     const auto number = static_cast<std::int64_t>(event);
@@ -86,6 +87,7 @@ class MemoryObserver {
         (peak_event == number || now.active > active_at_peak_)) {
       peak_event = number;
       active_at_peak_ = now.active;
+      result_.waterfall = Waterfall(now, live_requested_);
     }
     if (options_.full) {
       result_.rows.push_back({sample, now, run_.backend().used(), oom_});
@@ -173,6 +175,7 @@ MemoryResult Replay::memory(const MemoryOptions& options, const Checkpoint& chec
   result.major_faults = after.major - before.major;
   result.statistics = run.allocator().statistics();
   result.driver_calls = run.backend().driver_calls();
+  result.torch_statistics = run.allocator().torch_statistics();
   observer.finish();
   return result;
 }

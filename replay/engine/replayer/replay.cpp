@@ -18,6 +18,7 @@ Replay::Replay(const Events& events, CellOptions options)
   // Unknown names and settings are found here, not at the first pass.
   Run run(events_, completed_streams_, options_);
   backend_has_memory_ = run.backend().has_memory();
+  warnings_ = run.allocator().warnings();
 }
 
 }  // namespace workbench

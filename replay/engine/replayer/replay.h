@@ -6,6 +6,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "allocators/allocator.h"
@@ -24,6 +25,23 @@ struct CellOptions {
   bool continue_after_oom = false;
 };
 
+// Where the reserved bytes are at one moment; the parts add up to them.
+struct Waterfall {
+  Bytes live_requested = 0;
+  Bytes rounding = 0;  // of live blocks
+  Bytes pending = 0;   // freed, and waiting for other streams
+  Bytes stranded = 0;  // free, in segments that are partly in use
+  Bytes cached = 0;    // free, in segments that could be given back
+
+  Waterfall() = default;
+  Waterfall(const Statistics& now, Bytes live)
+      : live_requested(live),
+        rounding(now.allocated - live),
+        pending(now.active - now.allocated),
+        stranded(now.stranded),
+        cached(now.reserved - now.active - now.stranded) {}
+};
+
 struct OutOfMemory {
   std::size_t event;
   Bytes requested;
@@ -33,6 +51,7 @@ struct OutOfMemory {
   Bytes live_requested;
   Bytes largest_free;
   Bytes device_free;  // kUnlimited where the backend has no capacity
+  Waterfall waterfall;
 };
 
 // The state after an event, as one row of the timeline.
@@ -92,6 +111,8 @@ struct MemoryResult {
   Sample finals;
   Statistics statistics;
   DriverCalls driver_calls;
+  std::vector<std::pair<std::string, std::int64_t>> torch_statistics;
+  Waterfall waterfall;  // at the event of the peak of reserved
   std::string digest;
   std::optional<std::vector<BlockRow>> blocks;
   Bytes rss_growth = 0;
@@ -127,6 +148,9 @@ class Replay {
   TimedResult timed(State state, bool digest, const Checkpoint& checkpoint) const;
   ThroughputResult throughput(State state, std::size_t repeat, const Checkpoint& checkpoint) const;
 
+  // One sentence each about settings that do nothing or are known to hurt.
+  const std::vector<std::string>& warnings() const { return warnings_; }
+
   const Events& events() const { return events_; }
   bool backend_has_memory() const { return backend_has_memory_; }
 
@@ -135,6 +159,7 @@ class Replay {
   const CellOptions options_;
   const CompletedStreams completed_streams_;
   bool backend_has_memory_ = false;
+  std::vector<std::string> warnings_;
 };
 
 }  // namespace workbench
