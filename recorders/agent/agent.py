@@ -22,8 +22,8 @@ from types import ModuleType
 from typing import Any
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
-_HOOK = ("cpu_hook.cpp", "spool_writer.cpp")
-_HEADERS = ("clock.h", "hook_face.h", "spool_format.h", "spool_writer.h")
+_HOOK = ("cpu_hook.cpp", "spool_segment.cpp", "spool_writer.cpp")
+_HEADERS = ("clock.h", "hook_face.h", "spool_format.h", "spool_segment.h", "spool_writer.h")
 # Settings that explain a recording. Everything else in the environment may be a secret.
 _KEPT_VARIABLES = (
     "PYTORCH_ALLOC_CONF",

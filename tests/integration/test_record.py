@@ -529,3 +529,38 @@ def test_the_context_manager_records_its_block(tmp_path: Path) -> None:
         assert pq.read_table(tmp_path / f"{name}.parquet")["step"].to_pylist()[-1] == 7
     assert not (tmp_path / "fourth.parquet").exists()
     assert not list(tmp_path.glob("*.spool"))
+
+
+OTHERS_RECORD = """
+import threading, torch, workbench
+with workbench.record("first.parquet"):
+    kept = [torch.ones(1000) for _ in range(10)]
+def record():
+    with workbench.record("second.parquet"):
+        begun.set()
+        mine = [torch.ones(2000) for _ in range(3000)]
+        del mine
+        done.wait()
+begun, done = threading.Event(), threading.Event()
+recorder = threading.Thread(target=record)
+recorder.start()
+begun.wait()
+theirs = [torch.ones(3000) for _ in range(3000)]
+del theirs, kept
+done.set()
+recorder.join()
+"""
+
+
+def test_one_thread_records_what_another_does(tmp_path: Path) -> None:
+    script(tmp_path, OTHERS_RECORD)
+    done = subprocess.run(
+        [sys.executable, "train.py"], cwd=tmp_path, env=variables(), capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert sizes(tmp_path / "first.parquet").count(4000) == 10
+    for event in ("alloc", "free"):
+        assert sizes(tmp_path / "second.parquet", event).count(8000) == 3000
+        assert sizes(tmp_path / "second.parquet", event).count(12000) == 3000
+    assert wb(tmp_path, "info", "second.parquet").returncode == 0  # it breaks no rule

@@ -22,10 +22,7 @@ constexpr std::uint8_t kPriority = 0xff;  // PyTorch keeps an allocator of a hig
 
 std::uint64_t as_number(const void* data) { return reinterpret_cast<std::uintptr_t>(data); }
 
-inline void record_free(const void* data) {
-  if (__builtin_expect(!spool::have_room(), 0) && !spool::make_room()) return;
-  spool::put(Kind::kFree, spool::stamp_before_release(), as_number(data), 0, 0);
-}
+inline void record_free(const void* data) { spool::record(Kind::kFree, as_number(data), 0); }
 
 void record_and_free(void* data);
 
@@ -48,14 +45,14 @@ class RecordingAllocator final : public c10::Allocator {
   // One return value, made in place: moving a DataPtr costs as much as a record.
   __attribute__((aligned(kCacheLine))) c10::DataPtr allocate(std::size_t bytes) override {
     // The original takes long enough for the record's cache line to arrive meanwhile.
-    __builtin_prefetch(spool::cursor.next, 1);
+    __builtin_prefetch(spool::hot.cursor.next, 1);
     c10::DataPtr memory = original->allocate(bytes);
     const void* const data = memory.get();
     if (__builtin_expect(data == nullptr, 0)) {
       count_zero_bytes();
       return memory;
     }
-    record_alloc(data, bytes);
+    spool::record(Kind::kAlloc, as_number(data), bytes);
     if (!memory.compare_exchange_deleter(original_deleter, &record_and_free)) wrap(memory);
     return memory;
   }
@@ -70,17 +67,8 @@ class RecordingAllocator final : public c10::Allocator {
 
   c10::Allocator* original = nullptr;
   c10::DeleterFnPtr original_deleter = nullptr;  // null: each pointer brings its own
-  std::uint32_t (*find_stack)() = nullptr;
 
  private:
-  void record_alloc(const void* data, std::size_t bytes) const {
-    // First: it may run Python code, whose frees take the room that was just found.
-    const std::uint32_t stack = __builtin_expect(find_stack != nullptr, 0) ? find_stack() : 0;
-    if (__builtin_expect(spool::have_room(), 1) || spool::make_room()) {
-      spool::put(Kind::kAlloc, spool::stamp_after_acquire(), as_number(data), bytes, stack);
-    }
-  }
-
   __attribute__((cold, noinline)) static void count_zero_bytes() {
     if (spool::recording()) std::atomic_ref(spool::control->zero_byte_allocs).fetch_add(1);
   }
@@ -97,11 +85,11 @@ class RecordingAllocator final : public c10::Allocator {
 
 // Beside what the spool keeps for each event, in the same cache line. Never destroyed: tensors in
 // static objects are freed after every destructor of ours.
-static_assert(sizeof(RecordingAllocator) <= sizeof spool::shared.room_for_the_hook);
+static_assert(sizeof(RecordingAllocator) <= sizeof spool::hot.room_for_the_hook);
 RecordingAllocator& hook() {
-  return *std::launder(reinterpret_cast<RecordingAllocator*>(spool::shared.room_for_the_hook));
+  return *std::launder(reinterpret_cast<RecordingAllocator*>(spool::hot.room_for_the_hook));
 }
-const bool made = (new (spool::shared.room_for_the_hook) RecordingAllocator, true);
+const bool made = (new (spool::hot.room_for_the_hook) RecordingAllocator, true);
 
 // PyTorch also gives back the null pointers it got for requests of 0 bytes.
 __attribute__((aligned(kCacheLine))) void record_and_free(void* data) {
@@ -147,9 +135,7 @@ WORKBENCH_EXPORT void wb_resume() {
 
 // What the whole process does from here on, and at which step.
 WORKBENCH_EXPORT void wb_context(std::uint32_t phase, std::uint64_t step) {
-  if (!spool::recording()) return;
-  if (!spool::have_room() && !spool::make_room()) return;
-  spool::put(Kind::kContext, spool::stamp_after_acquire(), phase, step, 0);
+  spool::record(Kind::kContext, phase, step);
 }
 
 WORKBENCH_EXPORT void wb_step_seen() {
@@ -162,17 +148,17 @@ WORKBENCH_EXPORT std::uint32_t wb_define_name(const char* kind, const char* text
 
 // The module that the calling thread is in: the upper half of its records' scope.
 WORKBENCH_EXPORT void wb_set_module(std::uint32_t number) {
-  spool::cursor.scope = number << 16 | (spool::cursor.scope & 0xffff);
+  std::uint32_t& scope = spool::own_cursor().scope;
+  scope = number << 16 | (scope & 0xffff);
 }
 
 namespace {
-std::uint32_t* thread_scope() { return &spool::cursor.scope; }
-std::uint64_t session() { return spool::shared.active_session.load(std::memory_order_relaxed); }
-void set_stack_finder(std::uint32_t (*finder)()) { hook().find_stack = finder; }
+std::uint32_t* thread_scope() { return &spool::own_cursor().scope; }
+std::uint64_t session() { return spool::active_session.load(std::memory_order_relaxed); }
 }  // namespace
 
 WORKBENCH_EXPORT const HookFace* wb_face() {
   static constexpr HookFace face = {&thread_scope, &session, &spool::define_name,
-                                    &set_stack_finder};
+                                    &spool::set_stack_finder};
   return &face;
 }

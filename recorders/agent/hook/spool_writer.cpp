@@ -6,10 +6,8 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -17,30 +15,24 @@
 #include <string>
 #include <unordered_map>
 
-#ifndef MADV_POPULATE_WRITE
-#define MADV_POPULATE_WRITE 23
-#endif
+#include "spool_segment.h"
 
 namespace workbench::spool {
 
-struct Segment {
-  std::byte* base;
-  std::size_t bytes;
-  Record* next;  // where the next owner goes on, while it has none
-  std::uint64_t session;
-  std::uint32_t thread;
-  std::uint64_t thread_id;
-  Segment* link;
-};
-
-thread_local constinit Cursor cursor __attribute__((tls_model("initial-exec"))) = {};
-constinit Shared shared = {};
+constinit Hot hot = {};
+std::atomic<std::uint64_t> active_session{0};
 ControlPage* control = nullptr;
 
 namespace {
 
 constexpr std::size_t kFirstSegmentBytes = std::size_t{64} << 10;
 constexpr std::size_t kLargestSegmentBytes = std::size_t{4} << 20;
+
+// Of all threads but the first that recorded.
+thread_local constinit Cursor thread_cursor __attribute__((tls_model("initial-exec"))) = {};
+// Set once, for a thread's cursor must stay where it is; null again when that thread has ended.
+std::atomic<void*> first_thread{nullptr};
+std::atomic<std::uint32_t (*)()> find_stack{nullptr};
 
 // Everything below is guarded by `lock`. It is plain data, or never destroyed: events still arrive
 // while the process tears down its static objects.
@@ -83,55 +75,6 @@ std::uint64_t thread_id() { return static_cast<std::uint64_t>(syscall(SYS_gettid
 
 void count(std::uint64_t& counter) { std::atomic_ref(counter).fetch_add(1); }
 
-// Zeros are there already, but written in large pieces they make large folios in the page cache,
-// and mapping those costs a fifth of what page faults on an empty file do.
-int write_zeros(int file, std::size_t bytes) {
-  static std::byte zeros[std::size_t{64} << 10];  // only read, so never more than one zero page
-  iovec pieces[16];
-  for (iovec& piece : pieces) piece = {zeros, sizeof zeros};
-  for (std::size_t at = 0; at < bytes;) {
-    const std::size_t count =
-        std::clamp((bytes - at) / sizeof zeros, std::size_t{1}, std::size_t{16});
-    if (count == 1) pieces[0].iov_len = std::min(bytes - at, sizeof zeros);
-    const ssize_t written = pwritev(file, pieces, static_cast<int>(count), static_cast<off_t>(at));
-    if (written <= 0) return written < 0 ? errno : ENOSPC;
-    at += static_cast<std::size_t>(written);
-  }
-  return 0;
-}
-
-// Page faults on a file are dear: take them here, in one go, not one by one in the program's path.
-void prefault(std::byte* base, std::size_t bytes) {
-  if (madvise(base, bytes, MADV_POPULATE_WRITE) == 0) return;
-  const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-  for (std::size_t at = 0; at < bytes; at += page)
-    *static_cast<volatile std::byte*>(base + at) = {};
-}
-
-// A new file of zeros in RAM, mapped.
-void* map_file(int in_folder, const char* name, std::size_t bytes, int* error) {
-  const int file = openat(in_folder, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-  if (file < 0) {
-    *error = errno;
-    return nullptr;
-  }
-  // Allocated, not only made longer: a full disk is an error here, not a SIGBUS at a store later.
-  *error = posix_fallocate(file, 0, static_cast<off_t>(bytes));
-  if (*error == 0) *error = write_zeros(file, bytes);
-  void* base = MAP_FAILED;
-  if (*error == 0) {
-    base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
-    if (base == MAP_FAILED) *error = errno;
-  }
-  close(file);
-  if (base != MAP_FAILED) {
-    prefault(static_cast<std::byte*>(base), bytes);
-    return base;
-  }
-  unlinkat(in_folder, name, 0);
-  return nullptr;
-}
-
 bool leaves_room_for_the_program(std::size_t bytes) {
   struct statvfs disk;
   if (keep_free == 0 || fstatvfs(folder, &disk) != 0) return true;
@@ -154,54 +97,39 @@ bool reserve(std::size_t bytes, Ticket* ticket, StopReason* reason) {
   return true;
 }
 
-// Needs no lock.
-Segment* make_segment(const Ticket& ticket, int in_folder, StopReason* reason) {
-  char name[32];
-  snprintf(name, sizeof name, "events-%llu", static_cast<unsigned long long>(ticket.number));
-  int error = 0;
-  auto* const base = static_cast<std::byte*>(map_file(in_folder, name, ticket.bytes, &error));
-  if (base == nullptr) {
-    *reason = error == ENOSPC || error == EDQUOT ? StopReason::kDiskFull : StopReason::kOther;
-    return nullptr;
-  }
-  auto* const segment = new (std::nothrow) Segment{};
-  if (segment == nullptr) {
-    munmap(base, ticket.bytes);
-    *reason = StopReason::kOther;
-    return nullptr;
-  }
-  segment->base = base;
-  segment->bytes = ticket.bytes;
-  segment->next = reinterpret_cast<Record*>(base + sizeof(SegmentHeader));
-  auto* const header = reinterpret_cast<SegmentHeader*>(base);
-  header->version = kVersion;
-  header->thread = ~0U;
-  header->sequence = ticket.number;
-  return segment;
-}
-
 // For a thread that cannot wait for the helper.
 Segment* make_segment_now(std::size_t bytes, StopReason* reason) {
   Ticket ticket;
   if (!reserve(bytes, &ticket, reason)) return nullptr;
-  Segment* const segment = make_segment(ticket, folder, reason);
+  Segment* const segment = make_segment(folder, ticket.number, ticket.bytes, reason);
   if (segment != nullptr) segment->session = last_session;
   return segment;
 }
 
-Record* end_of(const Segment* segment) {
-  const std::size_t records = (segment->bytes - sizeof(SegmentHeader)) / sizeof(Record);
-  return reinterpret_cast<Record*>(segment->base + sizeof(SegmentHeader)) + records;
+bool has_room(const Cursor& cursor) {
+  return cursor.session == active_session.load(std::memory_order_relaxed) &&
+         cursor.next != cursor.end;
 }
 
-void drop(Segment* segment) {
-  munmap(segment->base, segment->bytes);
-  delete segment;
+std::uint64_t stamp(const Cursor& cursor, Kind kind) {
+  if (cursor.clock == Clock::kNanoseconds) return monotonic_ns();
+  return kind == Kind::kFree || cursor.clock == Clock::kTicksOfOneThread ? ticks_before_release()
+                                                                         : ticks_after_acquire();
+}
+
+// After a change of anything that it depends on.
+void settle_quick_thread() {
+  const std::uint64_t session = active_session.load(std::memory_order_relaxed);
+  const bool may = session != 0 && session == hot.cursor.session && use_ticks &&
+                   find_stack.load(std::memory_order_relaxed) == nullptr;
+  hot.quick_thread.store(may ? first_thread.load(std::memory_order_relaxed) : nullptr,
+                         std::memory_order_relaxed);
 }
 
 void stop_recording(StopReason reason) {
   control->stop_reason = reason;
-  shared.active_session.store(kLosing, std::memory_order_relaxed);
+  active_session.store(kLosing, std::memory_order_relaxed);
+  settle_quick_thread();
 }
 
 // Prepares the next large segment, so that the program's thread does not wait for the disk.
@@ -217,7 +145,8 @@ void* run_helper(void*) {
     const int in_folder = fcntl(folder, F_DUPFD_CLOEXEC, 0);  // a new session closes the other
     spare_bytes = 0;
     pthread_mutex_unlock(&lock);
-    Segment* const segment = reserved ? make_segment(ticket, in_folder, &reason) : nullptr;
+    Segment* const segment =
+        reserved ? make_segment(in_folder, ticket.number, ticket.bytes, &reason) : nullptr;
     if (segment != nullptr) segment->session = session;
     close(in_folder);
     pthread_mutex_lock(&lock);
@@ -246,12 +175,17 @@ void start_helper() {
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
-void give_back_segment() {
-  Segment* const segment = cursor.segment;
-  Record* const next = cursor.next;
+void forget_segment(Cursor& cursor) {
   cursor.segment = nullptr;
   cursor.next = cursor.end = nullptr;
   cursor.session = 0;
+}
+
+void give_back_segment(Cursor& cursor) {
+  Segment* const segment = cursor.segment;
+  Record* const next = cursor.next;
+  forget_segment(cursor);
+  settle_quick_thread();
   if (segment == nullptr) return;
   if (segment->session == last_session && end_of(segment) - next >= 2) {
     segment->next = next;
@@ -264,7 +198,9 @@ void give_back_segment() {
 
 void at_thread_exit(void*) {
   const Locked locked;
-  give_back_segment();
+  give_back_segment(own_cursor());
+  // Another thread may come to live at the same place.
+  if (__builtin_thread_pointer() == first_thread.load()) first_thread.store(nullptr);
 }
 
 void before_fork() { pthread_mutex_lock(&lock); }
@@ -272,35 +208,36 @@ void after_fork_in_parent() { pthread_mutex_unlock(&lock); }
 
 // The child shares the parent's pages: one more record would overwrite one of the parent's.
 void after_fork_in_child() {
-  if (shared.active_session.load() != 0 && count_forks) count(control->forked_children);
-  shared.active_session.store(0);
+  if (active_session.load() != 0 && count_forks) count(control->forked_children);
+  active_session.store(0);
   paused_session = 0;
   helper_runs = false;
   spare = reusable = nullptr;
   spare_bytes = 0;
-  cursor.segment = nullptr;
-  cursor.next = cursor.end = nullptr;
-  cursor.session = 0;
+  forget_segment(hot.cursor);
+  forget_segment(thread_cursor);
+  settle_quick_thread();
   pthread_cond_init(&spare_wanted, nullptr);
   pthread_mutex_init(&lock, nullptr);
 }
 
 void at_process_exit() {
   // Frees may still come, from destructors that run after this: they are recorded, too.
-  if (control == nullptr || shared.active_session.load() == 0) return;
+  if (control == nullptr || active_session.load() == 0) return;
   control->last = read_both_clocks(use_ticks);
   control->ended = 1;
 }
 
-void use_segment(Segment* segment) {
+void use_segment(Cursor& cursor, Segment* segment) {
   cursor.segment = segment;
   cursor.next = segment->next;
   cursor.end = end_of(segment);
   cursor.session = segment->session;
+  settle_quick_thread();
 }
 
 // A new owner says who it is: in the header of a new segment, else in a record.
-void sign_segment(Segment* segment, std::uint32_t number, std::uint64_t id) {
+void sign_segment(Cursor& cursor, Segment* segment, std::uint32_t number, std::uint64_t id) {
   auto* const header = reinterpret_cast<SegmentHeader*>(segment->base);
   segment->thread = number;
   segment->thread_id = id;
@@ -311,11 +248,11 @@ void sign_segment(Segment* segment, std::uint32_t number, std::uint64_t id) {
     memcpy(header->magic, kMagic, sizeof kMagic);
     return;
   }
-  put(Kind::kThread, stamp_after_acquire(), id, number, 0);
+  put(cursor, stamp(cursor, Kind::kThread), Kind::kThread, id, number, 0);
 }
 
-bool attach_thread() {
-  if (cursor.segment != nullptr) give_back_segment();  // of an earlier recording
+bool attach_thread(Cursor& cursor) {
+  if (cursor.segment != nullptr) give_back_segment(cursor);  // of an earlier recording
   pthread_setspecific(thread_exit_key, &cursor);
   Segment* segment = reusable;
   if (segment != nullptr) {
@@ -328,14 +265,18 @@ bool attach_thread() {
       return false;
     }
   }
-  use_segment(segment);
+  use_segment(cursor, segment);
   // Before the thread's first record: from then on memory that it freed may reach the other.
-  if (threads_seen == 1 && use_ticks) shared.clock.store(Clock::kTicks);
-  sign_segment(segment, threads_seen++, thread_id());
+  if (threads_seen == 1 && use_ticks) hot.cursor.clock = Clock::kTicks;
+  const bool is_alone = threads_seen == 0 && &cursor == &hot.cursor;
+  cursor.clock = !use_ticks ? Clock::kNanoseconds
+                 : is_alone ? Clock::kTicksOfOneThread
+                            : Clock::kTicks;
+  sign_segment(cursor, segment, threads_seen++, thread_id());
   return true;
 }
 
-bool take_next_segment() {
+bool take_next_segment(Cursor& cursor) {
   Segment* const full = cursor.segment;
   const std::size_t wanted = std::min(full->bytes * 4, kLargestSegmentBytes);
   Segment* next = nullptr;
@@ -350,8 +291,8 @@ bool take_next_segment() {
       return false;
     }
   }
-  use_segment(next);
-  sign_segment(next, full->thread, full->thread_id);
+  use_segment(cursor, next);
+  sign_segment(cursor, next, full->thread, full->thread_id);
   control->last = read_both_clocks(use_ticks);
   if (helper_runs && spare == nullptr) {
     spare_bytes = std::min(wanted * 4, kLargestSegmentBytes);
@@ -359,6 +300,22 @@ bool take_next_segment() {
   }
   drop(full);
   return true;
+}
+
+// Attaches the thread, or takes its next segment. False: nothing is being recorded, or this event
+// cannot be, and is counted as lost.
+bool make_room(Cursor& cursor) {
+  const Locked locked;
+  const std::uint64_t session = active_session.load(std::memory_order_relaxed);
+  if (session == 0) return false;
+  if (session != kLosing) {
+    if (cursor.session != session ? attach_thread(cursor)
+                                  : has_room(cursor) || take_next_segment(cursor)) {
+      return true;
+    }
+  }
+  count(control->lost_events);
+  return false;
 }
 
 void append_escaped(std::string& line, const char* text) {
@@ -382,6 +339,7 @@ void set_up_process() {
   process_is_set_up = true;
   use_ticks = ticks_are_a_clock();
   pthread_key_create(&thread_exit_key, at_thread_exit);
+  first_thread.store(__builtin_thread_pointer());
   pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
   atexit(at_process_exit);
 }
@@ -411,7 +369,6 @@ int start_session(const SessionOptions& options) {
   count_forks = options.count_forks;
   segments_made = 0;
   threads_seen = 0;
-  shared.clock.store(use_ticks ? Clock::kTicksOfOneThread : Clock::kNanoseconds);
   while (reusable != nullptr) {
     Segment* const segment = reusable;
     reusable = segment->link;
@@ -423,14 +380,18 @@ int start_session(const SessionOptions& options) {
   ++last_session;
   if (!helper_runs) start_helper();
   // No room even for the first segment: what the program does is counted as lost from here on.
-  if (attach_thread()) shared.active_session.store(last_session, std::memory_order_release);
+  if (attach_thread(own_cursor())) {
+    active_session.store(last_session, std::memory_order_release);
+    settle_quick_thread();
+  }
   return 0;
 }
 
 void end_session() {
   const Locked locked;
   if (control == nullptr) return;
-  shared.active_session.store(0, std::memory_order_relaxed);
+  active_session.store(0, std::memory_order_relaxed);
+  settle_quick_thread();
   paused_session = 0;
   control->last = read_both_clocks(use_ticks);
   control->ended = 1;
@@ -438,26 +399,35 @@ void end_session() {
 
 void pause_session() {
   const Locked locked;
-  paused_session = shared.active_session.exchange(0, std::memory_order_relaxed);
+  paused_session = active_session.exchange(0, std::memory_order_relaxed);
+  settle_quick_thread();
 }
 
 void resume_session() {
   const Locked locked;
-  if (paused_session != 0) shared.active_session.store(paused_session, std::memory_order_relaxed);
+  if (paused_session != 0) active_session.store(paused_session, std::memory_order_relaxed);
+  settle_quick_thread();
 }
 
-bool make_room() {
-  if (!recording()) return false;
+Cursor& own_cursor() {
+  const bool is_first = __builtin_thread_pointer() == first_thread.load(std::memory_order_relaxed);
+  return is_first ? hot.cursor : thread_cursor;
+}
+
+void set_stack_finder(std::uint32_t (*finder)()) {
   const Locked locked;
-  const std::uint64_t session = shared.active_session.load(std::memory_order_relaxed);
-  if (session == 0) return false;
-  if (session != kLosing) {
-    if (cursor.session != session ? attach_thread() : have_room() || take_next_segment()) {
-      return true;
-    }
-  }
-  count(control->lost_events);
-  return false;
+  find_stack.store(finder, std::memory_order_relaxed);
+  settle_quick_thread();
+}
+
+void record_slowly(Kind kind, std::uint64_t address, std::uint64_t value) {
+  if (!recording()) return;
+  // First: it may run Python code, whose frees take the room that is found next.
+  auto* const finder = find_stack.load(std::memory_order_relaxed);
+  const std::uint32_t stack = finder != nullptr && kind == Kind::kAlloc ? finder() : 0;
+  Cursor& cursor = own_cursor();
+  if (!has_room(cursor) && !make_room(cursor)) return;
+  put(cursor, stamp(cursor, kind), kind, address, value, stack);
 }
 
 std::uint32_t define_name(const char* kind, const char* text) {

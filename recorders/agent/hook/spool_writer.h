@@ -10,37 +10,38 @@
 
 namespace workbench::spool {
 
-// A program computes for microseconds between two events, so that all that an event touches has
-// left the caches: recording costs what it misses, not what it executes. Hence one cache line for
-// what a thread has, and one for what all share.
+// What records are stamped with. One thread's own records keep their order without help; only
+// between threads must a stamp wait for what came before it, at twice the price.
+enum class Clock : std::uint32_t { kNanoseconds, kTicksOfOneThread, kTicks };
 
-// Where a thread writes next. Plain data in the static thread block, so that reaching it is one
-// instruction and no constructor or destructor runs at a bad moment.
-struct alignas(64) Cursor {
+// Where a thread writes next. Plain data, so that no constructor or destructor runs at a bad
+// moment.
+struct Cursor {
   Record* next;
   Record* end;
-  std::uint64_t session;  // the recording that `next` belongs to; see `Shared`
-  std::uint32_t scope;    // put into every record of this thread
-  std::uint32_t unused;
+  std::uint32_t scope;  // put into every record of this thread
+  Clock clock;
+  std::uint64_t session;  // the recording that `next` belongs to
   struct Segment* segment;
 };
 
-extern thread_local constinit Cursor cursor __attribute__((tls_model("initial-exec")));
+// A program computes for microseconds between two events, so that all that an event touches has
+// left the caches: recording costs what it misses in them, not what it executes. Hence one cache
+// line with all that most events need, which are those of one thread, that which began to record.
+struct alignas(64) Hot {
+  alignas(8) std::byte room_for_the_hook[24];  // see cpu_hook.cpp
+  // The thread pointer of that thread while it may write without asking; null while it may not:
+  // nothing is recorded, stacks are, or there is no clock to read without a call.
+  std::atomic<void*> quick_thread;
+  Cursor cursor;  // its own; only the first three words are looked at without asking
+};
+static_assert(offsetof(Hot, cursor) + offsetof(Cursor, session) <= 64);
+extern constinit Hot hot;
 
 // The number of the recording in progress: 0 when there is none, kLosing when it had to stop and
-// events are only counted. A thread whose cursor has the same number may write without asking.
+// events are only counted.
 inline constexpr std::uint64_t kLosing = ~0ULL;
-
-// What records are stamped with. One thread's own records keep their order without help; only
-// between threads must a stamp wait for what came before it, at twice the price.
-enum class Clock : std::uint8_t { kNanoseconds, kTicksOfOneThread, kTicks };
-
-struct alignas(64) Shared {
-  std::atomic<std::uint64_t> active_session;
-  std::atomic<Clock> clock;
-  alignas(8) std::byte room_for_the_hook[48];  // what it needs for each event: see cpu_hook.cpp
-};
-extern constinit Shared shared;
+extern std::atomic<std::uint64_t> active_session;
 extern ControlPage* control;  // of the recording in progress or the last one; null before the first
 
 struct SessionOptions {
@@ -60,31 +61,18 @@ void resume_session();
 // Gives `text` a number and writes it to `names`; 0 when no session is open or the disk is full.
 std::uint32_t define_name(const char* kind, const char* text);
 
-// Makes room: attaches the thread, or takes the next segment. False: nothing is being recorded, or
-// this event cannot be, and is counted as lost.
-__attribute__((cold)) bool make_room();
+// The calling thread's cursor.
+Cursor& own_cursor();
+// For each allocation `finder` says which stack made it; null: nobody does.
+void set_stack_finder(std::uint32_t (*finder)());
 
-inline std::uint64_t stamp_before_release() {
-  const Clock clock = shared.clock.load(std::memory_order_relaxed);
-  return __builtin_expect(clock != Clock::kNanoseconds, 1) ? ticks_before_release()
-                                                           : monotonic_ns();
-}
-inline std::uint64_t stamp_after_acquire() {
-  const Clock clock = shared.clock.load(std::memory_order_relaxed);
-  if (clock == Clock::kTicksOfOneThread) return ticks_before_release();
-  return __builtin_expect(clock == Clock::kTicks, 1) ? ticks_after_acquire() : monotonic_ns();
-}
+inline bool recording() { return active_session.load(std::memory_order_relaxed) != 0; }
 
-inline bool recording() { return shared.active_session.load(std::memory_order_relaxed) != 0; }
+// For a thread that has to ask.
+__attribute__((noinline)) void record_slowly(Kind kind, std::uint64_t address, std::uint64_t value);
 
-inline bool have_room() {
-  return cursor.session == shared.active_session.load(std::memory_order_relaxed) &&
-         cursor.next != cursor.end;
-}
-
-// The caller has made sure that there is room.
-inline void put(Kind kind, std::uint64_t ticks, std::uint64_t address, std::uint64_t value,
-                std::uint32_t stack) {
+inline void put(Cursor& cursor, std::uint64_t ticks, Kind kind, std::uint64_t address,
+                std::uint64_t value, std::uint32_t stack) {
   Record* const record = cursor.next;
   record->ticks = ticks;
   record->address = address;
@@ -96,6 +84,16 @@ inline void put(Kind kind, std::uint64_t ticks, std::uint64_t address, std::uint
   *static_cast<volatile std::uint64_t*>(&record->kind_and_value) =
       value << 8 | static_cast<std::uint64_t>(kind);
   cursor.next = record + 1;
+}
+
+// A free before the memory is given back, all else after what it tells of.
+inline void record(Kind kind, std::uint64_t address, std::uint64_t value) {
+  const bool is_quick =
+      __builtin_thread_pointer() == hot.quick_thread.load(std::memory_order_relaxed) &&
+      hot.cursor.next != hot.cursor.end;
+  if (__builtin_expect(!is_quick, 0)) return record_slowly(kind, address, value);
+  const bool waits = kind != Kind::kFree && hot.cursor.clock != Clock::kTicksOfOneThread;
+  put(hot.cursor, waits ? ticks_after_acquire() : ticks_before_release(), kind, address, value, 0);
 }
 
 }  // namespace workbench::spool
