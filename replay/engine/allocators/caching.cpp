@@ -16,6 +16,7 @@ namespace {
 
 using caching::Block;
 using caching::CachingSettings;
+using caching::Counter;
 using caching::kNoLimit;
 using caching::Lane;
 using caching::PendingQueue;
@@ -37,8 +38,8 @@ class Caching final : public Replayed<Caching> {
       : Replayed(backend),
         settings_(settings),
         limit_(share_of_total(settings_.memory_fraction)),
-        large_{.is_small = false},
-        small_{.is_small = true} {}
+        large_(false),
+        small_(true) {}
 
   ~Caching() override {
     for (const Segment* segment = first_segment_; segment != nullptr; segment = segment->after) {
@@ -75,20 +76,16 @@ class Caching final : public Replayed<Caching> {
       count_split(pool, *block, rest, was_split);
       if (cause_ == Cause::kServedFromCache) cause_ = Cause::kSplit;
     } else if (was_split) {
-      for (PoolCounters* counters : {&all_, &pool.counters}) {
-        counters->inactive_split.remove(1);
-        counters->inactive_split_bytes.remove(block->size);
-      }
+      remove(pool, &PoolCounters::inactive_split, 1);
+      remove(pool, &PoolCounters::inactive_split_bytes, block->size);
     }
     block->allocated = true;
     block->requested = requested;
-    for (PoolCounters* counters : {&all_, &pool.counters}) {
-      counters->allocation.add(1);
-      counters->allocated_bytes.add(block->size);
-      counters->active.add(1);
-      counters->active_bytes.add(block->size);
-      counters->requested_bytes.add(requested);
-    }
+    add(pool, &PoolCounters::allocation, 1);
+    add(pool, &PoolCounters::allocated_bytes, block->size);
+    add(pool, &PoolCounters::active, 1);
+    add(pool, &PoolCounters::active_bytes, block->size);
+    add(pool, &PoolCounters::requested_bytes, requested);
     if (block->size >= settings_.max_split) shared_.oversize_allocations.add(1);
     return {block->address, block};
   }
@@ -98,10 +95,8 @@ class Caching final : public Replayed<Caching> {
     Block& block = *static_cast<Block*>(handle);
     cause_ = Cause::kServedFromCache;
     block.allocated = false;
-    for (PoolCounters* counters : {&all_, &block.segment->lane->pool->counters}) {
-      counters->allocation.remove(1);
-      counters->allocated_bytes.remove(block.size);
-    }
+    remove(*block.segment->lane->pool, &PoolCounters::allocation, 1);
+    remove(*block.segment->lane->pool, &PoolCounters::allocated_bytes, block.size);
     if (block.size >= settings_.max_split) shared_.oversize_allocations.remove(1);
     if (block.used_streams.empty()) {
       become_free(block);
@@ -149,7 +144,7 @@ class Caching final : public Replayed<Caching> {
   Bytes largest_free() const override {
     Bytes largest = 0;
     for (const Pool* pool : {&large_, &small_}) {
-      for (const auto& lane : pool->lanes) {
+      for (const Lane* const lane : pool->lanes) {
         const Block* const last = lane == nullptr ? nullptr : lane->free.last();
         if (last != nullptr) largest = std::max(largest, last->size);
       }
@@ -197,15 +192,19 @@ class Caching final : public Replayed<Caching> {
   // Rule 1.
   Bytes round_request(Bytes size) const {
     if (size < kSmallestBlock) return kSmallestBlock;
-    const Bytes divisions = settings_.divisions_of(size);
-    if (divisions > 1 && size > kSmallestBlock * divisions) [[unlikely]] {
-      const auto bits = static_cast<std::uint64_t>(size);
-      if (std::has_single_bit(bits)) return size;
-      const auto floor = static_cast<Bytes>(std::bit_floor(bits));
-      const Bytes step = floor / divisions;
-      return step == 0 ? 2 * floor : round_up(size, step);
+    if (settings_.rounds_up()) [[unlikely]] {
+      const Bytes divisions = settings_.divisions_of(size);
+      if (divisions > 1 && size > kSmallestBlock * divisions) return round_to(size, divisions);
     }
     return (size + kSmallestBlock - 1) & -kSmallestBlock;
+  }
+
+  static Bytes round_to(Bytes size, Bytes divisions) {
+    const auto bits = static_cast<std::uint64_t>(size);
+    if (std::has_single_bit(bits)) return size;
+    const auto floor = static_cast<Bytes>(std::bit_floor(bits));
+    const Bytes step = floor / divisions;
+    return step == 0 ? 2 * floor : round_up(size, step);
   }
 
   // Rule 3.
@@ -215,14 +214,18 @@ class Caching final : public Replayed<Caching> {
     return round_up(size, kSegmentUnit);
   }
 
-  static Lane& lane_of(Pool& pool, StreamId stream) {
+  Lane& lane_of(Pool& pool, StreamId stream) {
     const auto index = static_cast<std::size_t>(stream);
-    if (index >= pool.lanes.size()) [[unlikely]]
-      pool.lanes.resize(index + 1);
-    if (pool.lanes[index] == nullptr) [[unlikely]] {
-      pool.lanes[index] = std::make_unique<Lane>(Lane{&pool, stream, {}, nullptr});
-    }
-    return *pool.lanes[index];
+    Lane* const lane = index < pool.lanes.size() ? pool.lanes[index] : nullptr;
+    return lane != nullptr ? *lane : add_lane(pool, stream);
+  }
+
+  __attribute__((noinline)) Lane& add_lane(Pool& pool, StreamId stream) {
+    const auto index = static_cast<std::size_t>(stream);
+    if (index >= pool.lanes.size()) pool.lanes.resize(index + 1);
+    lanes_.push_back(std::make_unique<Lane>(Lane{&pool, stream, {}, nullptr}));
+    pool.lanes[index] = lanes_.back().get();
+    return *lanes_.back();
   }
 
   // Rule 5.
@@ -291,13 +294,11 @@ class Caching final : public Replayed<Caching> {
 
   void count_split(Pool& pool, const Block& block, const Block& rest, bool was_split) {
     if (block.segment->expandable) return;
-    for (PoolCounters* counters : {&all_, &pool.counters}) {
-      if (was_split) {
-        counters->inactive_split_bytes.remove(block.size);
-      } else {
-        counters->inactive_split.add(1);
-        counters->inactive_split_bytes.add(rest.size);
-      }
+    if (was_split) {
+      remove(pool, &PoolCounters::inactive_split_bytes, block.size);
+    } else {
+      add(pool, &PoolCounters::inactive_split, 1);
+      add(pool, &PoolCounters::inactive_split_bytes, rest.size);
     }
   }
 
@@ -325,14 +326,13 @@ class Caching final : public Replayed<Caching> {
     add_to_free(*block);
     const bool counts_split = !segment.expandable;
     const bool is_split = block->is_split();
-    for (PoolCounters* counters : {&all_, &segment.lane->pool->counters}) {
-      counters->active.remove(1);
-      counters->active_bytes.remove(size);
-      counters->requested_bytes.remove(requested);
-      if (counts_split) {
-        counters->inactive_split.change((is_split ? 1 : 0) - merged);
-        counters->inactive_split_bytes.change((is_split ? block->size : 0) - merged_bytes);
-      }
+    remove(*segment.lane->pool, &PoolCounters::active, 1);
+    remove(*segment.lane->pool, &PoolCounters::active_bytes, size);
+    remove(*segment.lane->pool, &PoolCounters::requested_bytes, requested);
+    if (counts_split) {
+      change(*segment.lane->pool, &PoolCounters::inactive_split, (is_split ? 1 : 0) - merged);
+      change(*segment.lane->pool, &PoolCounters::inactive_split_bytes,
+             (is_split ? block->size : 0) - merged_bytes);
     }
   }
 
@@ -370,6 +370,23 @@ class Caching final : public Replayed<Caching> {
     return block;
   }
 
+  // Counts in the pool, and in all of them; a net change is one or the other.
+  void add(Pool& pool, Counter PoolCounters::* what, std::int64_t amount) {
+    (pool.counters.*what).add(amount);
+    (all_.*what).raise(amount);
+  }
+  void remove(Pool& pool, Counter PoolCounters::* what, std::int64_t amount) {
+    (pool.counters.*what).remove(amount);
+    (all_.*what).remove(amount);
+  }
+  void change(Pool& pool, Counter PoolCounters::* what, std::int64_t amount) {
+    if (amount > 0) {
+      add(pool, what, amount);
+    } else {
+      remove(pool, what, -amount);
+    }
+  }
+
   Bytes reserved() const { return all_.reserved_bytes.current; }
 
   // Null where it is refused.
@@ -381,11 +398,9 @@ class Caching final : public Replayed<Caching> {
     if (address == 0) return nullptr;
     Segment& segment = add_segment(lane, address, bytes);
     segment.mapped = bytes;
-    for (PoolCounters* counters : {&all_, &lane.pool->counters}) {
-      counters->segment.add(1);
-      counters->reserved_bytes.add(bytes);
-    }
-    if (size >= settings_.max_split) shared_.oversize_segments.add(1);
+    add(*lane.pool, &PoolCounters::segment, 1);
+    add(*lane.pool, &PoolCounters::reserved_bytes, bytes);
+    if (bytes >= settings_.max_split) shared_.oversize_segments.add(1);
     ++shared_.device_allocs;
     return segment.first;
   }
@@ -422,10 +437,8 @@ class Caching final : public Replayed<Caching> {
     Segment& segment = *block.segment;
     segment.lane->free.remove(block);
     backend_.release(segment.address, segment.size);
-    for (PoolCounters* counters : {&all_, &segment.lane->pool->counters}) {
-      counters->segment.remove(1);
-      counters->reserved_bytes.remove(segment.size);
-    }
+    remove(*segment.lane->pool, &PoolCounters::segment, 1);
+    remove(*segment.lane->pool, &PoolCounters::reserved_bytes, segment.size);
     if (block.size >= settings_.max_split) shared_.oversize_segments.remove(1);
     ++shared_.device_frees;
     remove_segment(segment);
@@ -439,7 +452,7 @@ class Caching final : public Replayed<Caching> {
     const Bytes target = reserved() - threshold;
     std::vector<Block*> whole;
     double total_age = 0;
-    for (const auto& lane : large_.lanes) {
+    for (Lane* const lane : large_.lanes) {
       if (lane == nullptr) continue;
       for (Block* block = lane->free.first(); block != nullptr; block = lane->free.next(*block)) {
         if (block->is_split()) continue;
@@ -492,7 +505,7 @@ class Caching final : public Replayed<Caching> {
     synchronize_events();
     std::vector<Block*> chosen;
     for (Pool* pool : {&large_, &small_}) {
-      for (const auto& lane : pool->lanes) {
+      for (Lane* const lane : pool->lanes) {
         if (lane == nullptr) continue;
         chosen.clear();
         for (Block* block = lane->free.first(); block != nullptr; block = lane->free.next(*block)) {
@@ -578,9 +591,7 @@ class Caching final : public Replayed<Caching> {
     }
     add_to_free(*block);
     segment.mapped += bytes;
-    for (PoolCounters* counters : {&all_, &lane.pool->counters}) {
-      counters->reserved_bytes.add(bytes);
-    }
+    add(*lane.pool, &PoolCounters::reserved_bytes, bytes);
     ++shared_.device_allocs;
     return block;
   }
@@ -603,9 +614,7 @@ class Caching final : public Replayed<Caching> {
     if (block->size > end - begin) add_to_free(cut(*block, end - begin));
     backend_.unmap(block->address, block->size);
     segment.mapped -= block->size;
-    for (PoolCounters* counters : {&all_, &lane.pool->counters}) {
-      counters->reserved_bytes.remove(block->size);
-    }
+    remove(*lane.pool, &PoolCounters::reserved_bytes, block->size);
     ++shared_.device_frees;
     block->mapped = false;
     if (block->after != nullptr && !block->after->mapped) {
@@ -681,6 +690,7 @@ class Caching final : public Replayed<Caching> {
 
   const CachingSettings settings_;
   const Bytes limit_;  // of reserved memory: rule 7
+  std::vector<std::unique_ptr<Lane>> lanes_;
   Pool large_;
   Pool small_;
   PoolCounters all_;

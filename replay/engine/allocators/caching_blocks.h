@@ -62,10 +62,12 @@ struct ByPosition {
 using UnmappedTree = BlockTree<Block, ByPosition>;
 
 struct Pool {
-  bool is_small;
+  explicit Pool(bool small) : is_small(small) {}
+
+  const bool is_small;
   PoolCounters counters;
-  std::uint64_t look_ups = 0;                // counted while garbage is collected
-  std::vector<std::unique_ptr<Lane>> lanes;  // by stream
+  std::uint64_t look_ups = 0;  // counted while garbage is collected
+  std::vector<Lane*> lanes;    // by stream; null where nothing was asked for yet
 };
 
 // One stream's part of a pool.

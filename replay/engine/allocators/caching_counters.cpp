@@ -14,22 +14,17 @@ void add_counter(NamedNumbers& numbers, const std::string& name, const Counter& 
   numbers.emplace_back(name + ".freed", counter.allocated - counter.current);
 }
 
-void add_pool(NamedNumbers& numbers, const std::string& pool, const PoolCounters& counters) {
-  const std::array<std::pair<std::string_view, const Counter*>, 9> named = {{
-      {"allocation", &counters.allocation},
-      {"allocated_bytes", &counters.allocated_bytes},
-      {"active", &counters.active},
-      {"active_bytes", &counters.active_bytes},
-      {"requested_bytes", &counters.requested_bytes},
-      {"inactive_split", &counters.inactive_split},
-      {"inactive_split_bytes", &counters.inactive_split_bytes},
-      {"segment", &counters.segment},
-      {"reserved_bytes", &counters.reserved_bytes},
-  }};
-  for (const auto& [name, counter] : named) {
-    add_counter(numbers, std::string(name) + "." + pool, *counter);
-  }
-}
+constexpr std::array<std::pair<std::string_view, Counter PoolCounters::*>, 9> kNames = {{
+    {"allocation", &PoolCounters::allocation},
+    {"allocated_bytes", &PoolCounters::allocated_bytes},
+    {"active", &PoolCounters::active},
+    {"active_bytes", &PoolCounters::active_bytes},
+    {"requested_bytes", &PoolCounters::requested_bytes},
+    {"inactive_split", &PoolCounters::inactive_split},
+    {"inactive_split_bytes", &PoolCounters::inactive_split_bytes},
+    {"segment", &PoolCounters::segment},
+    {"reserved_bytes", &PoolCounters::reserved_bytes},
+}};
 
 }  // namespace
 
@@ -37,9 +32,14 @@ NamedNumbers torch_statistics(const PoolCounters& all, const PoolCounters& large
                               const PoolCounters& small, const SharedCounters& shared,
                               std::int64_t max_split_size) {
   NamedNumbers numbers;
-  add_pool(numbers, "all", all);
-  add_pool(numbers, "large_pool", large);
-  add_pool(numbers, "small_pool", small);
+  for (const auto& [name, counter] : kNames) {
+    const std::string prefix = std::string(name) + ".";
+    Counter sum = all.*counter;
+    sum.allocated = (large.*counter).allocated + (small.*counter).allocated;
+    add_counter(numbers, prefix + "all", sum);
+    add_counter(numbers, prefix + "large_pool", large.*counter);
+    add_counter(numbers, prefix + "small_pool", small.*counter);
+  }
   add_counter(numbers, "oversize_allocations", shared.oversize_allocations);
   add_counter(numbers, "oversize_segments", shared.oversize_segments);
   numbers.emplace_back("max_split_size", max_split_size);

@@ -16,19 +16,15 @@ struct Counter {
   std::int64_t allocated = 0;  // sum of all additions; what was freed is the rest
 
   void add(std::int64_t amount) {
-    current += amount;
     allocated += amount;
+    raise(amount);
+  }
+  // For the sum of other counters, whose additions it can be told from later.
+  void raise(std::int64_t amount) {
+    current += amount;
     if (current > peak) peak = current;
   }
   void remove(std::int64_t amount) { current -= amount; }
-  // A net change, which counts as one or the other.
-  void change(std::int64_t amount) {
-    if (amount > 0) {
-      add(amount);
-    } else {
-      remove(-amount);
-    }
-  }
 };
 
 struct PoolCounters {
@@ -57,7 +53,8 @@ struct SharedCounters {
 
 using NamedNumbers = std::vector<std::pair<std::string, std::int64_t>>;
 
-// The flat dictionary of torch.cuda.memory_stats, sorted by name.
+// The flat dictionary of torch.cuda.memory_stats, sorted by name. `all` has currents and peaks
+// only.
 NamedNumbers torch_statistics(const PoolCounters& all, const PoolCounters& large,
                               const PoolCounters& small, const SharedCounters& shared,
                               std::int64_t max_split_size);

@@ -110,6 +110,8 @@ CachingSettings::CachingSettings(const Settings& settings) {
   }
   if (const auto text = settings.find(kDivisions)) {
     roundup_divisions = Divisions(settings).read(*text);
+    rounds_up_ = std::any_of(roundup_divisions.begin(), roundup_divisions.end(),
+                             [](Bytes divisions) { return divisions > 1; });
   }
   expandable_segments = settings.boolean("expandable_segments").value_or(false);
   throw_on_oom = settings.boolean("throw_on_cudamalloc_oom").value_or(false);

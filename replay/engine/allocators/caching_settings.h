@@ -31,7 +31,11 @@ struct CachingSettings {
   explicit CachingSettings(const Settings& settings);
 
   bool collects_garbage() const { return garbage_collection_threshold > 0 && memory_fraction < 1; }
+  bool rounds_up() const { return rounds_up_; }
   Bytes divisions_of(Bytes size) const;
+
+ private:
+  bool rounds_up_ = false;  // whether any slot has more than one division
 };
 
 const std::vector<SettingHelp>& caching_settings_help();

@@ -30,6 +30,11 @@ template <class T, class Less>
 class BlockTree {
  public:
   static void add(T*& root, T& block) {
+    if (root == nullptr) {
+      root = &block;
+      block.links = {nullptr, nullptr, nullptr};
+      return;
+    }
     T** place = &root;
     T* parent = nullptr;
     const std::uint64_t own = priority(block);
@@ -66,6 +71,10 @@ class BlockTree {
 
   static void remove(T*& root, T& block) {
     T* parent = block.links.parent;
+    if (block.links.left == nullptr && block.links.right == nullptr && parent == nullptr) {
+      root = nullptr;
+      return;
+    }
     T** place = parent == nullptr              ? &root
                 : parent->links.left == &block ? &parent->links.left
                                                : &parent->links.right;
