@@ -1,4 +1,5 @@
 // The rules of caching one by one; the golden traces hold them together.
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
@@ -12,9 +13,9 @@ using namespace workbench;
 
 class Device {
  public:
-  explicit Device(Bytes capacity = kUnlimited)
+  explicit Device(Bytes capacity = kUnlimited, const std::string& settings = "")
       : backend_(backend_registry().get("simulated").create({.capacity = capacity})),
-        allocator_(make_allocator("caching", "", *backend_)) {}
+        allocator_(make_allocator("caching", settings, *backend_)) {}
 
   Allocation allocate(Bytes size, StreamId stream = 0) {
     return allocator_->allocate(size, stream, 0);
@@ -127,6 +128,20 @@ TEST(a_refused_segment_is_tried_again_after_the_cache_is_released) {
   CHECK(device.now().retries == 2 && device.now().ooms == 0);
   CHECK(device.allocate(1).is_refused());
   CHECK(device.now().retries == 3 && device.now().ooms == 1);
+}
+
+TEST(a_segment_is_oversize_by_its_own_size_not_by_the_request) {
+  Device device(kUnlimited, "max_split_size_mb:20");
+  const auto oversize = [&](const std::string& kind) {
+    const auto numbers = device->torch_statistics();
+    return std::find_if(numbers.begin(), numbers.end(),
+                        [&](const auto& pair) { return pair.first == "oversize_segments." + kind; })
+        ->second;
+  };
+  device.free(device.allocate(5 * kMiB));
+  CHECK(oversize("current") == 1 && oversize("peak") == 1);
+  device->empty_cache();
+  CHECK(oversize("current") == 0 && oversize("freed") == 1);
 }
 
 TEST(blocks_show_what_they_are) {

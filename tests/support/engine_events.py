@@ -32,15 +32,18 @@ def make_events(operations: Iterable[Operation], thread: int = 0) -> _engine.Eve
     )
 
 
+def golden_operation(row: dict[str, str]) -> Operation:
+    """A line of a CSV file in tests/data/caching_golden/traces."""
+    everywhere = -1 if row["op"] == "sync" else 0
+    return (
+        row["op"],
+        int(row["id"] or -1),
+        int(row["size"] or 0),
+        int(row["stream"] or everywhere),
+    )
+
+
 def read_golden(path: Path) -> _engine.Events:
     """Events of a CSV file in tests/data/caching_golden/traces."""
     with path.open(encoding="utf-8", newline="") as file:
-        return make_events(
-            (
-                row["op"],
-                int(row["id"] or -1),
-                int(row["size"] or 0),
-                int(row["stream"] or (-1 if row["op"] == "sync" else 0)),
-            )
-            for row in csv.DictReader(file)
-        )
+        return make_events(map(golden_operation, csv.DictReader(file)))
