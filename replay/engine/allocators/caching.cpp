@@ -1,5 +1,6 @@
 // The CUDA caching allocator. The numbers in comments are the rules of docs/allocators.md.
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <vector>
@@ -38,8 +39,8 @@ class Caching final : public Replayed<Caching> {
       : Replayed(backend),
         settings_(settings),
         limit_(share_of_total(settings_.memory_fraction)),
-        large_(false),
-        small_(true) {}
+        pools_{{{false, settings_.expandable_segments ? kSmallestBlock : kLargestSmall + 1},
+                {true, kSmallestBlock}}} {}
 
   ~Caching() override {
     for (const Segment* segment = first_segment_; segment != nullptr; segment = segment->after) {
@@ -59,7 +60,7 @@ class Caching final : public Replayed<Caching> {
       return Allocation::refused();
     if (pending_count_ > 0) process_events();
     const Bytes size = round_request(requested);
-    Pool& pool = size <= kLargestSmall ? small_ : large_;  // rule 2
+    Pool& pool = pools_[size <= kLargestSmall ? 1 : 0];  // rule 2
     Lane& lane = lane_of(pool, stream);
     Block* block = best_fit(lane, size);
     if (block != nullptr) [[likely]] {
@@ -143,8 +144,8 @@ class Caching final : public Replayed<Caching> {
 
   Bytes largest_free() const override {
     Bytes largest = 0;
-    for (const Pool* pool : {&large_, &small_}) {
-      for (const Lane* const lane : pool->lanes) {
+    for (const Pool& pool : pools_) {
+      for (const Lane* const lane : pool.lanes) {
         const Block* const last = lane == nullptr ? nullptr : lane->free.last();
         if (last != nullptr) largest = std::max(largest, last->size);
       }
@@ -176,7 +177,7 @@ class Caching final : public Replayed<Caching> {
   }
 
   std::vector<std::pair<std::string, std::int64_t>> torch_statistics() const override {
-    return caching::torch_statistics(all_, large_.counters, small_.counters, shared_,
+    return caching::torch_statistics(all_, pools_[0].counters, pools_[1].counters, shared_,
                                      settings_.max_split == kNoLimit ? -1 : settings_.max_split);
   }
 
@@ -191,7 +192,6 @@ class Caching final : public Replayed<Caching> {
 
   // Rule 1.
   Bytes round_request(Bytes size) const {
-    if (size < kSmallestBlock) return kSmallestBlock;
     if (settings_.rounds_up()) [[unlikely]] {
       const Bytes divisions = settings_.divisions_of(size);
       if (divisions > 1 && size > kSmallestBlock * divisions) return round_to(size, divisions);
@@ -247,8 +247,8 @@ class Caching final : public Replayed<Caching> {
 
   // Rule 6.
   bool should_split(const Pool& pool, Bytes size, Bytes remainder) const {
-    if (pool.is_small || settings_.expandable_segments) return remainder >= kSmallestBlock;
-    return size < settings_.max_split && remainder > kLargestSmall;
+    const bool may = size < settings_.max_split || pool.smallest_rest == kSmallestBlock;
+    return remainder >= pool.smallest_rest && may;
   }
 
   void add_to_free(Block& block) {
@@ -452,7 +452,7 @@ class Caching final : public Replayed<Caching> {
     const Bytes target = reserved() - threshold;
     std::vector<Block*> whole;
     double total_age = 0;
-    for (Lane* const lane : large_.lanes) {
+    for (Lane* const lane : pools_[0].lanes) {
       if (lane == nullptr) continue;
       for (Block* block = lane->free.first(); block != nullptr; block = lane->free.next(*block)) {
         if (block->is_split()) continue;
@@ -504,8 +504,8 @@ class Caching final : public Replayed<Caching> {
   void release_cached() {
     synchronize_events();
     std::vector<Block*> chosen;
-    for (Pool* pool : {&large_, &small_}) {
-      for (Lane* const lane : pool->lanes) {
+    for (Pool& pool : pools_) {
+      for (Lane* const lane : pool.lanes) {
         if (lane == nullptr) continue;
         chosen.clear();
         for (Block* block = lane->free.first(); block != nullptr; block = lane->free.next(*block)) {
@@ -691,8 +691,7 @@ class Caching final : public Replayed<Caching> {
   const CachingSettings settings_;
   const Bytes limit_;  // of reserved memory: rule 7
   std::vector<std::unique_ptr<Lane>> lanes_;
-  Pool large_;
-  Pool small_;
+  std::array<Pool, 2> pools_;  // large, small
   PoolCounters all_;
   SharedCounters shared_;
   std::int64_t hits_ = 0;

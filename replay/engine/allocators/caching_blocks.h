@@ -62,9 +62,10 @@ struct ByPosition {
 using UnmappedTree = BlockTree<Block, ByPosition>;
 
 struct Pool {
-  explicit Pool(bool small) : is_small(small) {}
+  Pool(bool small, Bytes least_rest) : is_small(small), smallest_rest(least_rest) {}
 
   const bool is_small;
+  const Bytes smallest_rest;  // what a split must leave: rule 6
   PoolCounters counters;
   std::uint64_t look_ups = 0;  // counted while garbage is collected
   std::vector<Lane*> lanes;    // by stream; null where nothing was asked for yet

@@ -213,11 +213,10 @@ class FreeBlocks {
   static constexpr std::size_t kWords = (kBins + 63) / 64;
   static_assert(kWords <= 64, "one word sums up all");
 
-  // Ascending in size; one bin each for the smallest.
+  // Ascending in size; one bin each for the smallest. Without a branch: sizes are hard to foresee.
   static std::size_t bin_of(Bytes size) {
     const auto units = static_cast<std::uint64_t>(size) / kDeviceAlignment;
-    if (units < kSubBins) return static_cast<std::size_t>(units);
-    const auto shift = static_cast<std::size_t>(std::bit_width(units)) - 1 - kSubBits;
+    const auto shift = static_cast<std::size_t>(std::bit_width(units | kSubBins)) - 1 - kSubBits;
     return shift * kSubBins + static_cast<std::size_t>(units >> shift);
   }
 
