@@ -126,7 +126,7 @@ def traces_table(driver: Path, folder: Path, passes: int, counts: bool) -> Table
 
 def growth_table(driver: Path, counts: bool) -> Table:
     table = Table("live blocks", title="Growth with live blocks", title_justify="left")
-    for title in ("ns per event", "chase, ns per hop", "events per hop"):
+    for title in ("ns per event", "chase, ns per hop", "hops per event"):
         table.add_column(title, justify="right")
     if counts:
         table.add_column("instructions per event", justify="right")

@@ -134,6 +134,11 @@ CachingSettings::CachingSettings(const Settings& settings) {
         "max_split_size_mb with expandable_segments:True refuses large free blocks to small "
         "requests and splits them all the same: reserved memory can grow several times over");
   }
+  if (max_split == large_segment && !expandable_segments) {
+    warnings.push_back(
+        "max_split_size_mb is no more than the large segment size: segments made for requests below "
+        "10 MiB are that large, and once wholly free no smaller request may use them again");
+  }
   if (max_non_split_rounding != large_segment && max_split == kNoLimit) {
     warnings.push_back("max_non_split_rounding_mb does nothing without max_split_size_mb");
   }
