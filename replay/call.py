@@ -30,7 +30,8 @@ def replay(
 
     Args:
         trace: one trace or several: files, folders of ranks, or URLs.
-        allocator: one or several of ``NAME[:key:value,…]``, or ``all``.
+        allocator: one or several of ``NAME[:key:value,…]``, or ``all``; ``caching:env`` takes the
+            settings from ``PYTORCH_ALLOC_CONF``, or else ``PYTORCH_CUDA_ALLOC_CONF``.
         backend: where memory comes from; None for the allocator's default.
         device: whose traffic; None for the allocator's kind of memory, else the busiest device.
         capacity: of the device: bytes, or text such as ``8GiB``; None for what the trace says.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,10 @@ from workbench.common.errors import UsageError
 DEFAULT_DEVICE_CAPACITY = 80 * 2**30
 _DELAY = re.compile(r"delay:\d+")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_=+-]+")
+# One `key:value` of settings; what is in square brackets, closed or not, is one value.
+_SETTING = re.compile(r"(?:[^,\[]|\[[^\]]*\]?)+")
+# Where PyTorch looks for the settings of its caching allocator; the first that is set counts.
+SETTINGS_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 
 @dataclass(frozen=True)
@@ -36,15 +41,18 @@ class AllocatorSpec:
 
     def settings_by_key(self) -> dict[str, str]:
         """The settings as a mapping; a value may hold commas inside square brackets."""
-        parts = re.findall(r"(?:[^,\[]|\[[^\]]*\])+", self.settings)
+        parts = _SETTING.findall(self.settings)
         return dict(part.split(":", 1) if ":" in part else (part, "") for part in parts)
 
 
 def parse_allocator(text: str, known: Sequence[str]) -> AllocatorSpec:
     """The allocator named by ``NAME[:key:value,…]``.
 
+    ``caching:env`` stands for the settings in the environment, where PyTorch would find them.
+
     Raises:
-        UsageError: no allocator of that name; the message suggests the nearest.
+        UsageError: no allocator of that name; the message suggests the nearest. Or no settings in
+            the environment.
     """
     name, _, settings = text.partition(":")
     name = name.strip()
@@ -55,8 +63,20 @@ def parse_allocator(text: str, known: Sequence[str]) -> AllocatorSpec:
             f"--allocator {text!r}: there is no allocator {name!r}; {hint} "
             "(wb allocators lists them)"
         )
-    parts = re.findall(r"(?:[^,\[]|\[[^\]]*\])+", settings.replace(" ", ""))
+    if name == "caching" and settings.strip() == "env":
+        settings = _environment_settings(text)
+    parts = _SETTING.findall(settings.replace(" ", ""))
     return AllocatorSpec(name, ",".join(sorted(parts)))
+
+
+def _environment_settings(text: str) -> str:
+    for variable in SETTINGS_VARIABLES:
+        if variable in os.environ:
+            return os.environ[variable]
+    raise UsageError(
+        f"--allocator {text!r}: neither {' nor '.join(SETTINGS_VARIABLES)} is set; set one, or "
+        "write the settings after the colon"
+    )
 
 
 def check_completion(text: str) -> str:

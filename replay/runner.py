@@ -197,12 +197,12 @@ def choose_allocators(
         info = infos[spec.name]
         chosen = choose_backend(info["kind"], _engine.backends(), backend)
         if info["available"] and chosen["available"]:
-            _check_settings(spec, chosen["name"])
+            _check_settings(text, spec, chosen["name"])
         specs[spec] = None
     return list(specs), left_out
 
 
-def _check_settings(spec: AllocatorSpec, backend: str) -> None:
+def _check_settings(text: str, spec: AllocatorSpec, backend: str) -> None:
     """Have the engine read the settings, on no events, before any process is started."""
     import numpy as np
 
@@ -212,7 +212,7 @@ def _check_settings(spec: AllocatorSpec, backend: str) -> None:
         events = _engine.Events(**columns, slot_count=0)
         _engine.Replay(events, spec.name, spec.settings, backend=backend).memory(1)
     except ValueError as error:
-        raise UsageError(f"--allocator {spec.name}:{spec.settings}: {error}") from None
+        raise UsageError(f"--allocator {text}: {error}") from None
 
 
 def _make_jobs(
@@ -419,6 +419,10 @@ def _outcome(job: _Job, memory: dict[str, Any] | None) -> dict[str, Any]:
 def _warnings(job: _Job, options: Options, machine: dict[str, Any]) -> list[str]:
     warnings = noise_warnings(machine)
     cell, metadata = job.cell, job.loaded.metadata
+    warnings += [
+        f"{cell.allocator.label}: {sentence}."
+        for sentence in (job.memory or {}).get("warnings", ())
+    ]
     if cell.as_if:
         warnings.append(
             f"As-if replay: {cell.device} traffic through an allocator for {cell.kind} memory; "

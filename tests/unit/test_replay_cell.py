@@ -221,3 +221,26 @@ def test_every_part_of_the_cell_is_in_its_key() -> None:
     assert all(other != base for other in others)
     # Where a capacity came from does not make another cell.
     assert cell(capacity=Capacity(8 * 2**30, "trace")).key("f") == base
+
+
+def test_settings_of_the_environment_are_read_where_pytorch_reads_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    old, new = "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"
+    for variable in (old, new):
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(UsageError, match=f"neither {new} nor {old} is set"):
+        parse_allocator("caching:env", KNOWN)
+    monkeypatch.setenv(old, "b:2,a:1")
+    assert parse_allocator("caching:env", KNOWN) == AllocatorSpec("caching", "a:1,b:2")
+    # Set and empty counts as set: PyTorch does not look further.
+    monkeypatch.setenv(new, "")
+    assert parse_allocator("caching: env", KNOWN) == AllocatorSpec("caching")
+    # Only as the whole text, and only for the allocator whose settings these are.
+    assert parse_allocator("caching:env,a:1", KNOWN).settings == "a:1,env"
+    assert parse_allocator("direct:env", KNOWN).settings == "env"
+
+
+def test_a_bracket_that_is_not_closed_stays_for_the_engine_to_refuse() -> None:
+    spec = parse_allocator("caching:roundup_power2_divisions:[256:1,512:2", KNOWN)
+    assert spec.settings == "roundup_power2_divisions:[256:1,512:2"
