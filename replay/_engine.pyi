@@ -34,6 +34,15 @@ class Peak(TypedDict):
     bytes: int
     event: int
 
+class Waterfall(TypedDict):
+    """Bytes; the parts add up to the reserved ones."""
+
+    live_requested: int
+    rounding: int
+    pending: int
+    stranded: int
+    cached: int
+
 class OutOfMemory(TypedDict):
     event: int
     requested: int
@@ -43,6 +52,7 @@ class OutOfMemory(TypedDict):
     live_requested: int
     largest_free: int
     device_free: int | None
+    waterfall: Waterfall
 
 class Blocks(TypedDict):
     segments: dict[str, npt.NDArray[Any]]
@@ -57,6 +67,8 @@ class MemoryResult(TypedDict):
     finals: dict[str, int]
     driver_calls: dict[str, int]
     counters: dict[str, int]
+    torch_statistics: dict[str, int]
+    waterfall: Waterfall
     digest: str
     blocks: Blocks | None
     rss_growth_bytes: NotRequired[int]
@@ -153,6 +165,10 @@ class Replay:
         completion: str = "recorded",
         after_oom: str = "stop",
     ) -> None: ...
+    @property
+    def warnings(self) -> list[str]:
+        """One sentence each, without a full stop, about settings that do nothing or hurt."""
+
     def memory(
         self,
         buckets: int = 20000,
@@ -170,6 +186,11 @@ class Replay:
             verify: fill every block with a pattern and check it when it is freed; needs real
                 memory.
             progress: called with (events done, events).
+
+        Returns:
+            ``torch_statistics`` is the flat dictionary of torch.cuda.memory_stats after the last
+            event, empty where PyTorch's original keeps none. ``waterfall`` is at the event of the
+            peak of reserved.
 
         Raises:
             ValueError: `verify` on a backend without memory.

@@ -157,10 +157,15 @@ def memory_fields(
             for name, peak in memory["peaks"].items()
         },
         "finals": dict(memory["finals"]),
+        "waterfall": {
+            "event": _moment(memory["peaks"]["reserved"]["event"], traffic)["event"],
+            **memory["waterfall"],
+        },
         "unused_share": 1 - active / reserved if reserved else None,
         "reserved_meaning": RESERVED_MEANING.get(cell.allocator.name, "not reported"),
         "driver_calls": dict(memory["driver_calls"]),
         "counters": dict(memory["counters"]),
+        "torch_statistics": dict(memory["torch_statistics"]),
         **{name: memory.get(name) for name in ("rss_growth_bytes", "minor_faults", "major_faults")},
     }
 

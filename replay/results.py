@@ -10,12 +10,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from workbench.common.errors import BrokenFileError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from workbench.replay.replayed_again import ReplayedAgain
+    from workbench.replay.snapshot import Snapshot
 
 FORMAT_VERSION = 1
 CELL_FILE = "cell.json"
@@ -75,6 +78,8 @@ _STATE = _Each(
 )
 _COUNTED = ("requested", "live_requested", "allocated", "active", "reserved")
 _PEAK = {"bytes": int, "event": _Null(int), "time_ns": _Null(int)}
+# The parts of reserved memory, in the order in which they are shown; they add up to it.
+WATERFALL = ("live_requested", "rounding", "pending", "stranded", "cached")
 _SLOW_CALL = {
     "event": int,
     "kind": str,
@@ -118,6 +123,7 @@ _RESULT: dict[str, Any] = {
                 **dict.fromkeys(("allocated", "reserved", "active", "live_requested"), int),
                 "device_free": _Null(int),
                 "count?": int,
+                "waterfall?": dict.fromkeys(WATERFALL, int),
             }
         ),
     },
@@ -125,10 +131,12 @@ _RESULT: dict[str, Any] = {
         {
             "peaks": dict.fromkeys(_COUNTED, _PEAK),
             "finals": dict.fromkeys(_COUNTED, int),
+            "waterfall?": {"event": _Null(int), **dict.fromkeys(WATERFALL, int)},
             "unused_share": _Null(_NUMBER),
             "reserved_meaning": str,
             "driver_calls": _Each(int, {"alloc": int, "free": int}),
             "counters": _Each(int),
+            "torch_statistics?": _Each(int),
             "rss_growth_bytes": _Null(int),
             "minor_faults": _Null(int),
             "major_faults": _Null(int),
@@ -285,6 +293,35 @@ class CellResult:
     def name(self) -> str:
         """The cell's name, which is also its folder's."""
         return str(self.info["name"])
+
+    @property
+    def torch_statistics(self) -> dict[str, int]:
+        """The flat dictionary of ``torch.cuda.memory_stats`` after the replay's last event.
+
+        Empty where PyTorch's original keeps none, and where the memory pass did not end.
+        """
+        return dict((self.info["memory"] or {}).get("torch_statistics", {}))
+
+    def snapshot_at(self, event: SupportsIndex | str) -> Snapshot:
+        """Segments and blocks after an event; the trace is replayed in this process up to its end.
+
+        Args:
+            event: a row of the trace, as everywhere in a result (where it is not one of the
+                replayed events, the last before it counts); or ``peak``, the peak of reserved; or
+                ``oom``, the first out of memory.
+
+        Raises:
+            UsageError: no such event, or the replay did not reach it.
+            BrokenFileError: the trace is not where it was, or is another one.
+            RunError: this version of the workbench decides otherwise.
+        """
+        return self._again.at(event)
+
+    @cached_property
+    def _again(self) -> ReplayedAgain:
+        from workbench.replay.replayed_again import ReplayedAgain
+
+        return ReplayedAgain(self.info)
 
     @cached_property
     def timeline(self) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.common.units import format_bytes, format_duration
-from workbench.replay.results import CellResult
+from workbench.replay.results import WATERFALL, CellResult
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 STATES = ("cold", "steady")
 KINDS = ("alloc", "free")
 QUANTILES = ("p50", "p99", "max")
+# Calls that take memory from the device or give it back.
+DEVICE_CALLS = ("alloc", "free", "map", "unmap")
 SOURCES = {
     "ours": "our own implementation, which is faster than PyTorch's by design",
     "reference": "PyTorch's own code",
@@ -52,7 +54,8 @@ def _row(info: Mapping[str, Any]) -> dict[str, Any]:
             for name in ("requested", "allocated", "reserved")
         },
         "unused_share": memory.get("unused_share"),
-        "device_calls": calls["alloc"] + calls["free"] if calls else None,
+        **{f"waterfall_{part}_bytes": memory.get("waterfall", {}).get(part) for part in WATERFALL},
+        "device_calls": sum(calls.get(name, 0) for name in DEVICE_CALLS) if calls else None,
         "latency_source": info["allocator"]["latency_source"],
     }
     states = (info["latency"] or {}).get("states", {})
@@ -101,6 +104,42 @@ def memory_table(cells: Sequence[Mapping[str, Any]]) -> Table:
             "-" if calls is None else f"{calls:,}",
             row["outcome"].replace("_", " "),
         )
+    return table
+
+
+def waterfall_table(cells: Sequence[Mapping[str, Any]]) -> Table:
+    """Where the reserved bytes are at their peak; the parts of a row add up to its first number."""
+    from rich.table import Table
+
+    table = Table(title="Peak of reserved, part by part", title_justify="left")
+    table.add_column("allocator", overflow="fold")
+    table.add_column("peak reserved", justify="right")
+    for part in WATERFALL:
+        table.add_column(part.replace("_", " "), justify="right")
+    several = len({row["trace"] for row in cells}) > 1
+    for row in cells:
+        table.add_row(
+            _name(row, several),
+            _bytes(row["peak_reserved_bytes"]),
+            *(_bytes(row[f"waterfall_{part}_bytes"]) for part in WATERFALL),
+        )
+    return table
+
+
+def torch_statistics_table(result: CellResult) -> Table | str:
+    """`CellResult.torch_statistics` as a table, or one sentence where there are none."""
+    from rich.table import Table
+
+    label = result.info["label"]
+    if not result.torch_statistics:
+        return f"torch.cuda.memory_stats of {label}: not reported."
+    table = Table(title=f"torch.cuda.memory_stats of {label}", title_justify="left")
+    table.add_column("name", no_wrap=True)
+    table.add_column("number", justify="right")
+    table.add_column("size", justify="right")
+    for name, number in sorted(result.torch_statistics.items()):
+        is_size = "bytes" in name or (name == "max_split_size" and number >= 0)
+        table.add_row(name, f"{number:,}", format_bytes(number) if is_size else "")
     return table
 
 
@@ -219,6 +258,7 @@ class Result:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         cells = rows(self.cells)
         yield memory_table(cells)
+        yield waterfall_table(cells)
         yield speed_table(cells)
         yield from notes(self.cells, self.left_out)
 

@@ -117,7 +117,8 @@ class Cell:
     def driver_calls(self) -> int | None:
         """Memory taken from and given back to the device; None where it was not counted."""
         calls = (self.info.get("memory") or {}).get("driver_calls")
-        return calls.get("alloc", 0) + calls.get("free", 0) if calls else None
+        names = ("alloc", "free", "map", "unmap")
+        return sum(calls.get(name, 0) for name in names) if calls else None
 
     @property
     def latency_source(self) -> str | None:

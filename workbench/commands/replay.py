@@ -24,7 +24,7 @@ def command(
             "-a",
             metavar="NAME[:key:value,...]",
             help="What to measure; repeat it for several. [bold]all[/]: everything that can run "
-            "here. Settings as in PYTORCH_ALLOC_CONF.",
+            "here. Settings as in PYTORCH_ALLOC_CONF; [bold]caching:env[/]: those in it.",
         ),
     ] = None,
     backend: Annotated[
@@ -56,6 +56,13 @@ def command(
         "results"
     ),
     html: Annotated[Path | None, typer.Option(help="Also write the comparison page.")] = None,
+    stats: Annotated[
+        str | None,
+        typer.Option(
+            metavar="torch",
+            help="Also print each cell's statistics under the names of torch.cuda.memory_stats.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Replay recorded traces against allocators and measure memory and latency.
@@ -69,6 +76,10 @@ def command(
 
       wb replay run.parquet --allocator direct --allocator caching --capacity 8GiB -o results
 
+      wb replay run.parquet -a caching -a caching:expandable_segments:True --device cuda:0
+
+      wb replay run.parquet --allocator caching:env --stats torch
+
       wb replay run.parquet --allocator caching --repeat 20 --json
     """
     from workbench.common.errors import RunError, UsageError
@@ -77,6 +88,8 @@ def command(
 
     if html is not None and not html.parent.is_dir():
         raise UsageError(f"--html {html}: {html.parent} does not exist; make it first")
+    if stats not in (None, "torch"):
+        raise UsageError(f"--stats {stats!r} is not known; write --stats torch")
     options = Options(
         device=device,
         backend=backend,
@@ -95,7 +108,7 @@ def command(
     if as_json:
         print(json.dumps(_document(session), indent=1))
     else:
-        _print(session, output, html)
+        _print(session, output, html, torch_statistics=stats == "torch")
     if session.errors:
         raise RunError("; ".join(session.errors))
     if session.failed:
@@ -136,17 +149,27 @@ def _document(session: Session) -> dict[str, object]:
     }
 
 
-def _print(session: Session, output: Path, html: Path | None) -> None:
+def _print(session: Session, output: Path, html: Path | None, *, torch_statistics: bool) -> None:
     from rich.console import Console
 
-    from workbench.replay.summary import memory_table, notes, rows, speed_table
+    from workbench.replay.summary import (
+        memory_table,
+        notes,
+        rows,
+        speed_table,
+        torch_statistics_table,
+        waterfall_table,
+    )
 
     # A pipe has no width: take one that holds the tables unbroken.
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     if session.results:
         cells = rows(session.results)
         console.print(memory_table(cells))
+        console.print(waterfall_table(cells))
         console.print(speed_table(cells))
+    for result in session.results if torch_statistics else ():
+        console.print(torch_statistics_table(result), markup=False)
     for note in notes(session.results, session.left_out):
         console.print(note, markup=False)
     if html is not None:
