@@ -29,8 +29,8 @@ def write_trace(path: Path, rows: Iterable[Row], **changed: Any) -> Path:
     Args:
         path: the file.
         rows: events on one device, one microsecond apart.
-        changed: other values for ``device``, ``thread``, ``stream``, ``scope`` of every row, and
-            ``metadata``.
+        changed: other values for ``device``, ``thread``, ``stream``, ``scope`` … of every row, or
+            a list with one for each; and ``metadata``.
     """
     from workbench.recorders.trace import TraceMetadata, TraceWriter
 
@@ -45,7 +45,7 @@ def write_trace(path: Path, rows: Iterable[Row], **changed: Any) -> Path:
     }
     defaults = {"device": "cpu", "stream": 0, "thread": 0, "pool": 0, "step": 0}
     for name, value in {**defaults, "phase": "forward", **changed}.items():
-        columns[name] = [value] * count
+        columns[name] = value if isinstance(value, list) else [value] * count
     with TraceWriter(path, metadata) as writer:
         if count:
             writer.write(columns)
