@@ -136,7 +136,8 @@ CachingSettings::CachingSettings(const Settings& settings) {
   }
   if (max_split == large_segment && !expandable_segments) {
     warnings.push_back(
-        "max_split_size_mb is no more than the large segment size: segments made for requests below "
+        "max_split_size_mb is no more than the large segment size: segments made for requests "
+        "below "
         "10 MiB are that large, and once wholly free no smaller request may use them again");
   }
   if (max_non_split_rounding != large_segment && max_split == kNoLimit) {

@@ -1,0 +1,151 @@
+// What the caching allocator takes from the device, and when it gives it back.
+#include <algorithm>
+
+#include "allocators/caching.h"
+
+namespace workbench::caching {
+
+Block* Caching::fresh_block(Lane& lane, Bytes size) {
+  if (settings_.collects_garbage()) collect_garbage();
+  if (settings_.throw_on_oom && reserved() + segment_size(size) > limit_) {
+    ++shared_.rejections;
+    return nullptr;
+  }
+  Block* block = new_segment(lane, size);
+  if (cause_ != Cause::kGarbageCollection) cause_ = backend_cause();
+  if (block != nullptr) return block;
+  cause_ = Cause::kRetryAfterFlush;
+  if (release_available(lane, size)) block = new_segment(lane, size);
+  if (block == nullptr) {
+    release_cached();
+    ++shared_.retries;
+    block = new_segment(lane, size);
+  }
+  if (block == nullptr) ++shared_.ooms;
+  return block;
+}
+
+Block* Caching::new_segment(Lane& lane, Bytes size) {
+  const Bytes bytes = segment_size(size);
+  if (settings_.memory_fraction < 1 && reserved() + bytes > limit_) return nullptr;
+  if (settings_.expandable_segments) return grow_segment(lane, size);
+  const std::uint64_t address = backend_.allocate(bytes);
+  if (address == 0) return nullptr;
+  Segment& segment = add_segment(lane, address, bytes);
+  segment.mapped = bytes;
+  add(*lane.pool, &PoolCounters::segment, 1);
+  add(*lane.pool, &PoolCounters::reserved_bytes, bytes);
+  if (bytes >= settings_.max_split) shared_.oversize_segments.add(1);
+  ++shared_.device_allocs;
+  return segment.first;
+}
+
+Segment& Caching::add_segment(Lane& lane, std::uint64_t address, Bytes size) {
+  Segment& segment = segments_.take();
+  segment = {.number = next_number_++,
+             .address = address,
+             .position = next_position_,
+             .size = size,
+             .mapped = 0,
+             .lane = &lane,
+             .first = nullptr,
+             .before = last_segment_,
+             .after = nullptr,
+             .expandable = settings_.expandable_segments};
+  next_position_ += static_cast<std::uint64_t>(size);
+  (last_segment_ == nullptr ? first_segment_ : last_segment_->after) = &segment;
+  last_segment_ = &segment;
+  segment.first = &new_block(0, size, segment);
+  return segment;
+}
+
+void Caching::remove_segment(Segment& segment) {
+  (segment.before == nullptr ? first_segment_ : segment.before->after) = segment.after;
+  (segment.after == nullptr ? last_segment_ : segment.after->before) = segment.before;
+  blocks_.give(*segment.first);
+  segments_.give(segment);
+}
+
+void Caching::release_segment(Block& block) {
+  Segment& segment = *block.segment;
+  segment.lane->free.remove(block);
+  backend_.release(segment.address, segment.size);
+  remove(*segment.lane->pool, &PoolCounters::segment, 1);
+  remove(*segment.lane->pool, &PoolCounters::reserved_bytes, segment.size);
+  if (block.size >= settings_.max_split) shared_.oversize_segments.remove(1);
+  ++shared_.device_frees;
+  remove_segment(segment);
+}
+
+void Caching::collect_garbage() {
+  const auto threshold =
+      static_cast<Bytes>(settings_.garbage_collection_threshold * static_cast<double>(limit_));
+  if (reserved() <= threshold) return;
+  const Bytes target = reserved() - threshold;
+  std::vector<Block*> whole;
+  double total_age = 0;
+  for (Lane* const lane : pools_[0].lanes) {
+    if (lane == nullptr) continue;
+    for (Block* block = lane->free.first(); block != nullptr; block = lane->free.next(*block)) {
+      if (block->is_split()) continue;
+      whole.push_back(block);
+      total_age += age(*block);
+    }
+  }
+  Bytes released = 0;
+  bool released_any = true;
+  while (released < target && released_any && !whole.empty()) {
+    const double mean = total_age / static_cast<double>(whole.size());
+    released_any = false;
+    std::erase_if(whole, [&](Block* block) {
+      if (age(*block) < mean) return false;
+      released_any = true;
+      released += block->size;
+      total_age -= age(*block);
+      release_segment(*block);
+      return true;
+    });
+  }
+  if (released > 0) cause_ = Cause::kGarbageCollection;
+}
+
+bool Caching::release_available(Lane& lane, Bytes size) {
+  if (settings_.max_split == kNoLimit || settings_.expandable_segments) return false;
+  const Bytes need = std::max(size, settings_.max_split);
+  if (Block* const block = lane.free.find(need)) {
+    release_segment(*block);
+    return true;
+  }
+  Bytes released = 0;
+  for (Block* block = lane.free.last();
+       block != nullptr && block->size >= settings_.max_split && released < need;) {
+    Block* const smaller = lane.free.previous(*block);
+    released += block->size;
+    release_segment(*block);
+    block = smaller;
+  }
+  return released >= need;
+}
+
+void Caching::release_cached() {
+  synchronize_events();
+  std::vector<Block*> chosen;
+  for (Pool& pool : pools_) {
+    for (Lane* const lane : pool.lanes) {
+      if (lane == nullptr) continue;
+      chosen.clear();
+      for (Block* block = lane->free.first(); block != nullptr; block = lane->free.next(*block)) {
+        if (block->segment->expandable || !block->is_split()) chosen.push_back(block);
+      }
+      for (Block* const block : chosen) {
+        if (block->segment->expandable) {
+          unmap_pages(*block);
+        } else {
+          release_segment(*block);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace workbench::caching
