@@ -75,8 +75,18 @@ TEST(settings_read_the_syntax_of_pytorch) {
   CHECK(!settings.whole_number("missing", 0));
   CHECK_THROWS(InputError, settings.whole_number("number", 13));
   CHECK_THROWS(InputError, settings.whole_number("a", 0));
-  for (const char* wrong : {"a", ":x", "b:1", "a:1,a:2", "a:1,,a:2"}) {
+  for (const char* wrong : {"a", ":x", "b:1", "a:1,a:2", "a:1,,a:2", "a:1\n", "a\t:1", "a:\x7f"}) {
     CHECK_THROWS(InputError, Settings(wrong, "test", known));
+  }
+}
+
+TEST(an_error_about_settings_is_a_whole_sentence) {
+  const std::string text("unknown\0:1", 10);
+  try {
+    const Settings settings(text, "test", {});
+    CHECK(false);
+  } catch (const InputError& error) {
+    CHECK(std::string(error.what()).ends_with("at position 7; write key:value,key:value"));
   }
 }
 

@@ -24,6 +24,14 @@ std::string known_keys(const std::vector<SettingHelp>& known) {
 Settings::Settings(std::string_view text, std::string_view allocator,
                    const std::vector<SettingHelp>& known)
     : allocator_(allocator) {
+  // They would cut an error's sentence short, or write over it.
+  const auto control = std::find_if(text.begin(), text.end(), [](char letter) {
+    return static_cast<unsigned char>(letter) < ' ' || letter == '\x7f';
+  });
+  if (control != text.end()) {
+    throw InputError("the settings of " + allocator_ + " hold a control character, at position " +
+                     std::to_string(control - text.begin()) + "; write key:value,key:value");
+  }
   std::string rest(text);
   std::erase(rest, ' ');
   std::size_t start = 0;
