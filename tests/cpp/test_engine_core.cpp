@@ -75,7 +75,8 @@ TEST(settings_read_the_syntax_of_pytorch) {
   CHECK(!settings.whole_number("missing", 0));
   CHECK_THROWS(InputError, settings.whole_number("number", 13));
   CHECK_THROWS(InputError, settings.whole_number("a", 0));
-  for (const char* wrong : {"a", ":x", "b:1", "a:1,a:2", "a:1,,a:2", "a:1\n", "a\t:1", "a:\x7f"}) {
+  for (const char* wrong : {"a", ":x", "b:1", ",", "a:1,,", ",a:1", "a:1,,list:1", "a:1,a:2",
+                            "a:1,,a:2", "a:1\n", "a\t:1", "a:\x7f"}) {
     CHECK_THROWS(InputError, Settings(wrong, "test", known));
   }
 }

@@ -123,6 +123,13 @@ def test_out_of_memory_is_a_result_that_says_what_there_was() -> None:
         "live_requested": 29 * MIB,
         "largest_free": 11 * MIB,
         "device_free": 24 * MIB,
+        "waterfall": {
+            "live_requested": 29 * MIB,
+            "rounding": 0,
+            "pending": 0,
+            "stranded": 11 * MIB,
+            "cached": 0,
+        },
     }
     assert len(memory["timeline"]["oom"]) == 3
     assert replay(TOO_MUCH, capacity=64 * MIB).timed("steady")["outcome"] == "out_of_memory"

@@ -145,6 +145,11 @@ CachingSettings::CachingSettings(const Settings& settings) {
   }
   for (const SettingHelp& known : caching_settings_help()) {
     if (known.key.starts_with("pinned_") && settings.find(known.key)) {
+      if (known.key.starts_with("pinned_use_")) {
+        settings.boolean(known.key);
+      } else {
+        settings.whole_number(known.key, 0);
+      }
       warnings.push_back(known.key + " concerns pinned host memory: it does nothing here");
     }
   }

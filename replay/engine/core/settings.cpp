@@ -43,11 +43,12 @@ Settings::Settings(std::string_view text, std::string_view allocator,
     }
     const std::string part = rest.substr(start, end - start);
     start = end + 1;
-    if (part.empty()) continue;
     const std::size_t colon = part.find(':');
     if (colon == std::string::npos || colon == 0) {
-      throw InputError("setting '" + part + "' of " + allocator_ +
-                       " has no colon; write key:value,key:value");
+      throw InputError((part.empty()
+                            ? "a setting of " + allocator_ + " is empty"
+                            : "setting '" + part + "' of " + allocator_ + " has no colon") +
+                       "; write key:value,key:value");
     }
     Entry entry{part.substr(0, colon), part.substr(colon + 1)};
     if (std::none_of(known.begin(), known.end(),
@@ -86,7 +87,9 @@ std::optional<double> Settings::number(std::string_view key) const {
   if (!text) return std::nullopt;
   double value = 0;
   const auto [end, error] = std::from_chars(text->data(), text->data() + text->size(), value);
-  if (error != std::errc() || end != text->data() + text->size() || !std::isfinite(value)) {
+  const bool is_read = error == std::errc() && end == text->data() + text->size();
+  // PyTorch reads no number that a double holds only roughly, such as 1e-320.
+  if (!is_read || !(std::isnormal(value) || value == 0)) {
     refuse(key, "give a number");
   }
   return value;

@@ -17,8 +17,8 @@ struct SettingHelp {
 class Settings {
  public:
   // Spaces are ignored, a trailing comma is fine; a comma inside [ ] belongs to the value.
-  // Throws InputError for text without a colon, a control character, a key given twice, or a key
-  // not in `known`.
+  // Throws InputError for an empty setting, one without a colon, a control character, a key given
+  // twice, or a key not in `known`.
   Settings(std::string_view text, std::string_view allocator,
            const std::vector<SettingHelp>& known);
 
