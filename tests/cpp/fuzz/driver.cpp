@@ -28,11 +28,13 @@ namespace {
 
 using Input = std::vector<std::uint8_t>;
 
-constexpr std::size_t kLongest = 2048;
+constexpr std::size_t kLongest = 600;
 constexpr std::size_t kSlots = std::size_t{1} << 16;
 constexpr unsigned kHangSeconds = 20;
 
-std::array<std::uint8_t, kSlots> edge_counts;   // of one input
+std::array<std::uint8_t, kSlots> edge_counts;  // of one input
+std::array<std::uint32_t, kSlots> edges;       // those that this input took: its slots
+std::size_t edge_count = 0;
 std::array<std::uint8_t, kSlots> edges_seen;    // of all: a bit for each order of magnitude
 std::array<bool, std::size_t{1} << 24> places;  // by address: basic blocks reached
 std::uintptr_t last_place = 0;
@@ -68,12 +70,13 @@ void run(const Input& input) {
 
 // Whether the input took a path, or took one ten times more often, that none had before.
 bool reaches_something_new(const Input& input) {
-  edge_counts.fill(0);
+  edge_count = 0;
   run(input);
   bool is_new = false;
-  for (std::size_t slot = 0; slot < kSlots; ++slot) {
-    if (edge_counts[slot] == 0) continue;
+  for (std::size_t i = 0; i < edge_count; ++i) {
+    const std::size_t slot = edges[i];
     const unsigned count = edge_counts[slot];
+    edge_counts[slot] = 0;
     const auto bit = static_cast<std::uint8_t>(count == 1    ? 1
                                                : count < 4   ? 2
                                                : count < 16  ? 4
@@ -185,7 +188,9 @@ extern "C" __attribute__((no_sanitize("address", "undefined"))) void __sanitizer
   const auto place = reinterpret_cast<std::uintptr_t>(__builtin_return_address(0)) -
                      reinterpret_cast<std::uintptr_t>(&__executable_start);
   places[place % places.size()] = true;
-  std::uint8_t& count = edge_counts[(place ^ last_place) * 0x9e3779b97f4a7c15U >> 48];
+  const auto slot = static_cast<std::uint32_t>((place ^ last_place) * 0x9e3779b97f4a7c15U >> 48);
+  std::uint8_t& count = edge_counts[slot];
+  if (count == 0) edges[edge_count++] = slot;
   if (count < 255) ++count;
   last_place = place << 1;
 }

@@ -170,24 +170,18 @@ class Fuzzed {
     const Bytes total = backend_->total();
     const Bytes range = round_up(total + (total + 7) / 8, page);
     std::vector<Found> found;
-    const Found* last = nullptr;  // of the segment whose blocks are visited
+    bool follows = false;  // whether this block's segment is that of the last one found
     allocator_->visit([&](const BlockView& block) {
-      if (last != nullptr && last->segment == block.segment) {
+      if (follows && found.back().segment == block.segment) {
         // What is between two blocks with memory has none.
-        const auto gap = block.offset - last->offset - static_cast<std::uint64_t>(last->size);
-        const_cast<Found*>(last)->room = last->size + static_cast<Bytes>(gap);
+        found.back().room = static_cast<Bytes>(block.offset - found.back().offset);
       }
-      last = nullptr;
-      if (block.state != BlockState::kInactive || block.stream != stream ||
-          (block.pool == "small") != small) {
-        return;
-      }
-      found.reserve(4096);  // `last` points into it
+      follows = block.state == BlockState::kInactive && block.stream == stream &&
+                (block.pool == "small") == small;
+      if (!follows) return;
       const Bytes rest = block.expandable ? range - static_cast<Bytes>(block.offset) : block.size;
       found.push_back(
           {block.segment_address + block.offset, block.size, block.segment, block.offset, rest});
-      REQUIRE(found.size() < 4096);
-      last = &found.back();
     });
     std::sort(found.begin(), found.end(), [](const Found& a, const Found& b) {
       return std::tie(a.size, a.segment, a.offset) < std::tie(b.size, b.segment, b.offset);
@@ -256,7 +250,9 @@ class Fuzzed {
       std::int64_t active = 0, split = 0, segments = 0;
       Bytes requested = 0, allocated = 0, active_bytes = 0, reserved = 0, split_bytes = 0;
     };
-    std::map<std::string_view, Sums> sums;
+    Sums all;
+    Sums small;
+    Sums large;
     std::map<const void*, const BlockView*> allocated;
     std::map<std::uint64_t, std::uint64_t> ranges;
     std::vector<BlockView> blocks;
@@ -292,21 +288,19 @@ class Fuzzed {
         REQUIRE(block.requested > 0 && block.requested <= block.size);
       }
       if (block.state == BlockState::kActiveAllocated) allocated[block.handle] = &block;
-      const std::string_view own_pool = block.pool == "small" ? "small_pool" : "large_pool";
-      for (const std::string_view pool : {std::string_view("all"), own_pool}) {
-        Sums& sum = sums[pool];
-        sum.reserved += block.size;
-        if (!block.expandable && last) ++sum.segments;
+      for (Sums* const sum : {&all, block.pool == "small" ? &small : &large}) {
+        sum->reserved += block.size;
+        if (!block.expandable && last) ++sum->segments;
         if (is_free) {
           const bool split = !block.expandable && !(first && last);
-          sum.split += split ? 1 : 0;
-          sum.split_bytes += split ? block.size : 0;
+          sum->split += split ? 1 : 0;
+          sum->split_bytes += split ? block.size : 0;
           continue;
         }
-        ++sum.active;
-        sum.active_bytes += block.size;
-        sum.requested += block.requested;
-        if (block.state == BlockState::kActiveAllocated) sum.allocated += block.size;
+        ++sum->active;
+        sum->active_bytes += block.size;
+        sum->requested += block.requested;
+        if (block.state == BlockState::kActiveAllocated) sum->allocated += block.size;
       }
     }
     std::uint64_t previous_end = 0;
@@ -327,7 +321,6 @@ class Fuzzed {
     }
 
     const Statistics now = allocator_->statistics();
-    const Sums& all = sums["all"];
     REQUIRE(now.requested == all.requested && now.allocated == all.allocated);
     REQUIRE(now.active == all.active_bytes && now.reserved == all.reserved);
     REQUIRE(now.inactive_split == all.split_bytes && now.n_inactive_split == all.split);
@@ -344,9 +337,9 @@ class Fuzzed {
     if (!with_torch) return;
     const auto numbers = allocator_->torch_statistics();
     for (const auto& [name, value] : numbers) REQUIRE(value >= 0 || name == "max_split_size");
-    for (const char* const pool : {"all", "small_pool", "large_pool"}) {
-      check_torch(numbers, sums[pool], pool);
-    }
+    check_torch(numbers, all, "all");
+    check_torch(numbers, small, "small_pool");
+    check_torch(numbers, large, "large_pool");
   }
 
   template <class Numbers, class Sums>
