@@ -7,6 +7,7 @@ A command is one file there, named like the command, with a function ``command``
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from importlib import import_module
@@ -54,9 +55,19 @@ def _add_commands() -> None:
         app.command(module_info.name, context_settings=settings)(module.command)
 
 
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def _terminated(*_: object) -> None:
+    raise Terminated
+
+
 def main() -> None:
     """Run ``wb`` and end the process with its exit code (docs: 0 done, 1 failed, 2 wrong use)."""
     _add_commands()
+    # As Ctrl-C, so that what a command began is removed; `wb record` hands both to the program.
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         app()
     except WorkbenchError as error:
@@ -67,6 +78,9 @@ def main() -> None:
     except KeyboardInterrupt:
         print("wb: interrupted", file=sys.stderr)
         sys.exit(130)
+    except Terminated:
+        print("wb: terminated", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
     except BrokenPipeError:
         # The reader of our output went away (`wb info … | head`): nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -133,8 +133,9 @@ def test_out_of_memory_is_exit_code_0(make_trace: MakeTrace, tmp_path: Path) -> 
     assert "row 1 of the trace asked for 1073741824 bytes" in done.stdout
 
 
-def test_control_c_kills_workers_leaves_nothing_and_is_exit_code_130(
-    make_trace: MakeTrace, tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_kills_workers_leaves_nothing_and_is_in_the_exit_code(
+    make_trace: MakeTrace, tmp_path: Path, number: int
 ) -> None:
     make_trace()
     scratch = tmp_path / "scratch"
@@ -149,9 +150,9 @@ def test_control_c_kills_workers_leaves_nothing_and_is_exit_code_130(
     )
     while process.poll() is None and not list(scratch.glob("*/run-*/stderr.txt")):
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
+    assert process.returncode == 128 + number, said
     assert "Traceback" not in said
     assert list(scratch.iterdir()) == []
     assert list((tmp_path / "results").iterdir()) == []
