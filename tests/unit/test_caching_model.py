@@ -120,6 +120,7 @@ commands = st.lists(
         st.integers(0, STREAMS - 1),
         st.integers(0, 10**6),
     ),
+    min_size=10,
     max_size=80,
 )
 
