@@ -161,3 +161,19 @@ def test_the_same_in_long_runs_that_meet_every_rule() -> None:
         *("unmapped behind a rest", "ranges given back", "rounded up by divisions"),
         *("refused by the fraction",),
     } <= met.keys(), met
+
+
+def test_a_completed_free_of_what_was_refused_completes_nothing() -> None:
+    operations: list[Operation] = [
+        ("alloc", 0, 1000, 0),
+        ("record_stream", 0, 0, 1),
+        ("free", 0, 0, 0),  # pending for good
+        ("alloc", 1, 100 * MIB, 0),  # rejected, in the slot of the first
+        ("record_stream", 1, 0, 1),
+        ("free", 1, 0, 0),
+        ("free_completed", 1, 0, 0),
+        ("alloc", 2, 1000, 0),
+    ]
+    model, rows = compare(operations, "throw_on_cudamalloc_oom:True", 64 * MIB, "recorded")
+    assert model.counts["rejections"] == 1
+    assert rows[-1]["n_active"] == 2

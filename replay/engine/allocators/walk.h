@@ -155,6 +155,8 @@ bool walk_events(A& allocator, Program& program, Observer& observer, const std::
                     [&] { allocation = allocator.allocate(size[i], stream[i], thread[i]); });
       handles[at] = allocation.handle;
       if (allocation.handle == nullptr) [[unlikely]] {
+        // Nothing will be freed, and so nothing completed: the slot's last user was another.
+        if constexpr (kTellsStreams) program.freed_at[at] = 0;
         if (allocation.is_refused()) {
           observer.refused(i);
           if (!program.continue_after_oom) {
