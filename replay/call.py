@@ -53,7 +53,7 @@ def replay(
     from workbench.common.errors import RunError
     from workbench.common.units import parse_size
     from workbench.replay.runner import Options, replay_traces
-    from workbench.replay.summary import Result
+    from workbench.replay.summary import Result, TemporaryFolder
 
     options = Options(
         device=device,
@@ -68,12 +68,14 @@ def replay(
     )
     traces = [trace] if isinstance(trace, (str, os.PathLike)) else list(trace)
     allocators = [allocator] if isinstance(allocator, str) else list(allocator)
-    temporary = tempfile.mkdtemp(prefix="workbench-results-") if output is None else None
-    # Made first: it removes the folder however this call ends.
-    result = Result(temporary=temporary)
-    folder = Path(temporary or os.fspath(output or "."))
+    # It removes the folder however this call ends.
+    temporary = (
+        TemporaryFolder(tempfile.mkdtemp(prefix="workbench-results-")) if output is None else None
+    )
+    folder = Path(temporary.path if temporary else os.fspath(output or "."))
     session = replay_traces([os.fspath(one) for one in traces], allocators, folder, options)
     if session.errors:
         raise RunError("; ".join(session.errors))
-    result.cells, result.left_out = session.results, session.left_out
-    return result
+    for cell in session.results:
+        cell.keeps = temporary
+    return Result(session.results, session.left_out)

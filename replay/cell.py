@@ -14,7 +14,7 @@ from typing import Any
 from workbench.common.errors import UsageError
 
 DEFAULT_DEVICE_CAPACITY = 80 * 2**30
-_DELAY = re.compile(r"delay:\d+")
+_DELAY = re.compile(r"delay:([0-9]{1,19})")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_=+-]+")
 # One `key:value` of settings; what is in square brackets, closed or not, is one value.
 _SETTING = re.compile(r"(?:[^,\[]|\[[^\]]*\]?)+")
@@ -54,6 +54,12 @@ def parse_allocator(text: str, known: Sequence[str]) -> AllocatorSpec:
         UsageError: no allocator of that name; the message suggests the nearest. Or no settings in
             the environment.
     """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"--allocator {text!r}: this is not text in UTF-8; write it again"
+        ) from None
     name, _, settings = text.partition(":")
     name = name.strip()
     if name not in known:
@@ -65,7 +71,7 @@ def parse_allocator(text: str, known: Sequence[str]) -> AllocatorSpec:
         )
     if name == "caching" and settings.strip() == "env":
         settings = _environment_settings(text)
-    parts = _SETTING.findall(settings.replace(" ", ""))
+    parts = _SETTING.findall("".join(settings.split()))
     return AllocatorSpec(name, ",".join(sorted(parts)))
 
 
@@ -85,7 +91,8 @@ def check_completion(text: str) -> str:
     Raises:
         UsageError: none of ``recorded``, ``immediate``, ``never``, ``delay:N``.
     """
-    if text not in ("recorded", "immediate", "never") and not _DELAY.fullmatch(text):
+    delay = _DELAY.fullmatch(text)
+    if text not in ("recorded", "immediate", "never") and not (delay and int(delay[1]) < 2**63):
         raise UsageError(
             f"--completion {text!r} is not known; write recorded, immediate, never or delay:N "
             "with a number of events N"

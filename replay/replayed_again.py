@@ -89,6 +89,8 @@ class ReplayedAgain:
             row = oom["event"]
         else:
             try:
+                if isinstance(event, bool):
+                    raise TypeError
                 return operator.index(event)  # type: ignore[arg-type]
             except TypeError:
                 raise UsageError(
@@ -145,11 +147,11 @@ def _trace_of(info: Mapping[str, Any]) -> tuple[LoadedTrace, Traffic]:
     try:
         (loaded,) = load_trace(path)
     except BrokenFileError as error:
-        problem = f"a snapshot replays the trace again, and {error.problem}"
+        problem = f"the trace, which a snapshot replays again, {error.problem}"
         raise BrokenFileError(path, problem, remedy) from None
     traffic = loaded.traffic(info["trace"]["device"])
     if traffic.fingerprint != info["trace"]["fingerprint"]:
-        problem = f"a snapshot replays the trace again, and this is not that of {info['name']}"
+        problem = f"the trace, which a snapshot replays again, is not that of {info['name']}"
         raise BrokenFileError(path, problem, remedy)
     return loaded, traffic
 

@@ -279,6 +279,7 @@ class CellResult:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.keeps: object = None  # what must live for as long as the folder is read
         self.info = read_cell_json(folder)
         for table in TABLES:
             if not (folder / f"{table}.parquet").is_file():

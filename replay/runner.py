@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.common.errors import RunError, UsageError
+from workbench.common.units import format_bytes
 from workbench.replay import _engine, measurement
 from workbench.replay.cell import (
     AllocatorSpec,
@@ -158,7 +159,7 @@ def _scratch_folder() -> Iterator[Path]:
     except OSError as error:
         raise RunError(
             f"cannot write what workers need to {error.filename or tempfile.gettempdir()} "
-            f"({error.strerror}); make room, or set TMPDIR to a folder with more"
+            f"({error.strerror or error}); make room, or set TMPDIR to a folder with more"
         ) from None
 
 
@@ -411,7 +412,14 @@ def _outcome(job: _Job, memory: dict[str, Any] | None) -> dict[str, Any]:
     if job.broken is not None:
         return {"status": job.broken.status, "reason": job.broken.reason, "oom": oom}
     if oom is not None:
-        reason = f"row {oom['event']} of the trace asked for {oom['requested']} bytes"
+        left = oom["device_free"]
+        reason = (
+            f"out of memory at row {oom['event']} of the trace: it asked for "
+            f"{format_bytes(oom['requested'])} with {format_bytes(oom['allocated'])} allocated, "
+            f"{format_bytes(oom['reserved'])} reserved, the largest free block "
+            f"{format_bytes(oom['largest_free'])}"
+            + ("" if left is None else f", {format_bytes(left)} left on the device")
+        )
         return {"status": "out_of_memory", "reason": reason, "oom": oom}
     return {"status": "ok", "reason": None, "oom": None}
 

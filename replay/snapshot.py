@@ -90,8 +90,8 @@ class Snapshot:
         Returns:
             One row for each segment and place in the program, the most wasted segment first and of
             it the largest share: ``segment``, ``segment_size``, ``wasted`` (bytes of it that are
-            not active), ``scope``, ``stack``, and of the active blocks from there ``bytes``,
-            ``blocks`` and ``oldest`` (the first of the rows that allocated them).
+            not active), ``scope``, ``stack``, ``phase``, and of the active blocks from there
+            ``bytes``, ``blocks`` and ``oldest`` (the first of the rows that allocated them).
         """
         segments = self.segments
         empty = segments[(segments["active"] > 0) & (2 * segments["active"] < segments["size"])]
@@ -104,7 +104,7 @@ class Snapshot:
         )
         active = self.blocks[self.blocks["state"] != "inactive"]
         holders = homes.merge(active, on="segment").groupby(
-            ["segment", "segment_size", "wasted", "scope", "stack"], dropna=False
+            ["segment", "segment_size", "wasted", "scope", "stack", "phase"], dropna=False
         )
         pins = (
             holders.agg(
@@ -114,7 +114,7 @@ class Snapshot:
             .sort_values(["wasted", "segment", "bytes"], ascending=[False, True, False])
             .reset_index(drop=True)
         )
-        for name in ("scope", "stack"):  # grouping made NaN of None
+        for name in ("scope", "stack", "phase"):  # grouping made NaN of None
             texts = pins[name].astype(object)
             pins[name] = texts.where(texts.notna(), None)
         return pins
@@ -168,8 +168,10 @@ class Snapshot:
                 "wasted": pins["wasted"].map(format_bytes),
                 "held by": [
                     # The innermost function is the last of a folded stack.
-                    scope or (stack or "not recorded").rpartition(";")[2]
-                    for scope, stack in zip(pins["scope"], pins["stack"], strict=True)
+                    scope or (stack or "").rpartition(";")[2] or f"{phase or 'unknown'} phase"
+                    for scope, stack, phase in zip(
+                        pins["scope"], pins["stack"], pins["phase"], strict=True
+                    )
                 ],
                 "with": pins["bytes"].map(format_bytes),
                 "blocks": pins["blocks"].map("{:,}".format),

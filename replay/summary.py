@@ -6,8 +6,9 @@ import shutil
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
+from workbench.common.errors import UsageError
 from workbench.common.units import format_bytes, format_duration
 from workbench.replay.results import WATERFALL, CellResult
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
+
+    from workbench.replay.snapshot import Snapshot
 
 STATES = ("cold", "steady")
 KINDS = ("alloc", "free")
@@ -220,25 +223,33 @@ def _one_clock_note(found: Iterable[str]) -> list[str]:
     return [note for note in found if note not in clock[1:]]
 
 
+class TemporaryFolder:
+    """A folder that goes when nothing refers to this any more.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
+
+
 class Result:
     """What `workbench.replay` returns; shows itself as tables in a terminal and in a notebook.
 
     Args:
         cells: one for each cell.
         left_out: allocators of `all` that cannot run here, each with its reason.
-        temporary: a folder to remove when the result is no longer in use.
     """
 
     def __init__(
         self,
         cells: Sequence[CellResult] = (),
         left_out: Sequence[tuple[str, str]] = (),
-        temporary: str | None = None,
     ) -> None:
         self.cells = list(cells)
         self.left_out = list(left_out)
-        if temporary is not None:
-            weakref.finalize(self, shutil.rmtree, temporary, ignore_errors=True)
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -248,6 +259,19 @@ class Result:
 
     def __repr__(self) -> str:
         return f"Result({self.cells!r})"
+
+    def snapshot_at(self, event: SupportsIndex | str) -> Snapshot:
+        """`CellResult.snapshot_at` of the one cell there is.
+
+        Raises:
+            UsageError: there are several, or none.
+        """
+        if len(self.cells) != 1:
+            raise UsageError(
+                f"this result has {len(self.cells)} cells; say which one's snapshot is wanted, "
+                "as in result[0].snapshot_at('peak')"
+            )
+        return self.cells[0].snapshot_at(event)
 
     def to_pandas(self) -> pd.DataFrame:
         """One row for each cell; the columns of `rows`, units in their names."""

@@ -56,18 +56,20 @@ def _add_commands() -> None:
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived."""
+    """A signal arrived that ends the command; its argument is the signal's number."""
 
 
-def _terminated(*_: object) -> None:
-    raise Terminated
+def _terminated(number: int, _: object) -> None:
+    raise Terminated(number)
 
 
 def main() -> None:
     """Run ``wb`` and end the process with its exit code (docs: 0 done, 1 failed, 2 wrong use)."""
     _add_commands()
     # As Ctrl-C, so that what a command began is removed; `wb record` hands both to the program.
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup: stays so
+            signal.signal(number, _terminated)
     try:
         app()
     except WorkbenchError as error:
@@ -78,10 +80,17 @@ def main() -> None:
     except KeyboardInterrupt:
         print("wb: interrupted", file=sys.stderr)
         sys.exit(130)
-    except Terminated:
+    except Terminated as end:
         print("wb: terminated", file=sys.stderr)
-        sys.exit(128 + signal.SIGTERM)
+        sys.exit(128 + int(end.args[0]))
     except BrokenPipeError:
         # The reader of our output went away (`wb info … | head`): nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        if os.environ.get("WORKBENCH_DEBUG"):
+            traceback.print_exc()
+        # Files of ours are reported where they are written: what is left is our output's end.
+        print(f"wb: cannot write the output ({error.strerror}); make room for it", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -130,10 +131,12 @@ def test_out_of_memory_is_exit_code_0(make_trace: MakeTrace, tmp_path: Path) -> 
     )
     assert done.returncode == 0
     assert "out of memory" in done.stdout
-    assert "row 1 of the trace asked for 1073741824 bytes" in done.stdout
+    assert "out of memory at row 1 of the trace: it asked for 1.00 GiB" in " ".join(
+        done.stdout.split()
+    )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_kills_workers_leaves_nothing_and_is_in_the_exit_code(
     make_trace: MakeTrace, tmp_path: Path, number: int
 ) -> None:
@@ -261,3 +264,49 @@ def test_the_doctor_says_what_is_missing_for_recording(tmp_path: Path) -> None:
         assert parts[part]["state"] == "note"
         assert "nothing can be recorded here" in parts[part]["meaning"]
     assert done.returncode == 0
+
+
+def test_a_terminal_sees_progress(make_trace: MakeTrace, tmp_path: Path) -> None:
+    make_trace()
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "workbench", "replay", "run.parquet", "-a", "caching"]
+    process = subprocess.Popen(
+        [*command, "--repeat", "1"], cwd=tmp_path, env=ENVIRONMENT, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    said = b""
+    with contextlib.suppress(OSError):  # what reading ends with when the other side is closed
+        while piece := os.read(ours, 4096):
+            said += piece
+    os.close(ours)
+    assert process.wait(timeout=120) == 0, said.decode()
+    assert b"Reading" in said
+    assert b"Next: wb report" in said
+
+
+def test_a_full_output_is_one_sentence(make_trace: MakeTrace, tmp_path: Path) -> None:
+    make_trace()
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "workbench", "replay", "run.parquet", "-a", "caching",
+             "--repeat", "1"],
+            cwd=tmp_path, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True,
+            timeout=120, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert "cannot write the output" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["-a", "caching:max_split\udc80:128"], ["-a", "caching", "--completion", "delay:" + "9" * 20]],
+)
+def test_values_that_no_engine_takes_are_wrong_use(
+    make_trace: MakeTrace, tmp_path: Path, arguments: list[str]
+) -> None:
+    make_trace()
+    done = wb(tmp_path, "replay", "run.parquet", *arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1

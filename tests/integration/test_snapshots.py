@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -88,6 +89,24 @@ def test_the_peak_of_every_allocator_has_a_waterfall_that_adds_up(make_trace: Ma
     assert frame["device_calls"].tolist()[-1] == expandable["map"] + expandable["unmap"]
 
 
+def test_a_cell_outlives_the_result_it_came_from(make_trace: MakeTrace) -> None:
+    cell = replay(make_trace(steps(), device=DEVICE))[0]
+    gc.collect()
+    assert len(cell.timeline)
+    folder = cell.folder
+    del cell
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_the_result_of_one_cell_has_its_snapshots(make_trace: MakeTrace) -> None:
+    trace = make_trace(steps(), device=DEVICE)
+    result = replay(trace)
+    assert result.snapshot_at("peak").waterfall == result[0].snapshot_at("peak").waterfall
+    with pytest.raises(UsageError, match=r"2 cells; say which one's snapshot"):
+        replay(trace, ["caching", "direct"]).snapshot_at("peak")
+
+
 def test_out_of_memory_has_a_snapshot_and_what_comes_after_has_none(make_trace: MakeTrace) -> None:
     trace = make_trace(steps(), device=DEVICE)
     (cell,) = replay(trace, capacity="40MiB")
@@ -121,7 +140,7 @@ def test_events_are_rows_of_the_trace(make_trace: MakeTrace) -> None:
             cell.snapshot_at(outside)
 
 
-@pytest.mark.parametrize("what", ["latest", 1.5, None])
+@pytest.mark.parametrize("what", [True, "latest", 1.5, None])
 def test_what_is_no_event_is_wrong_use(what: Any, make_trace: MakeTrace) -> None:
     (cell,) = replay(make_trace(steps(4), device=DEVICE))
     with pytest.raises(UsageError, match="give 'peak', 'oom' or the number of an event"):
@@ -151,7 +170,7 @@ def test_the_trace_must_still_be_there_and_the_same(make_trace: MakeTrace, tmp_p
     # What was read once needs no file any more.
     assert kept.snapshot_at("peak").waterfall == before
     (kept,) = load_results([tmp_path / "kept"])
-    with pytest.raises(BrokenFileError, match=r"run\.parquet: .* this is not that of run\.cuda"):
+    with pytest.raises(BrokenFileError, match=r"run\.parquet: .* is not that of run\.cuda"):
         kept.snapshot_at("peak")
     trace.unlink()
     with pytest.raises(BrokenFileError, match=r"run\.parquet: .*no such file.*; put the trace"):

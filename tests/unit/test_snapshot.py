@@ -196,6 +196,7 @@ def test_a_snapshot_says_who_keeps_segments_that_are_mostly_empty(pinned: Snapsh
             "wasted": 33 * MIB,
             "scope": None,
             "stack": None,
+            "phase": "forward",
             "bytes": 4 * MIB,
             "blocks": 2,
             "oldest": 4,
@@ -206,6 +207,7 @@ def test_a_snapshot_says_who_keeps_segments_that_are_mostly_empty(pinned: Snapsh
             "wasted": 33 * MIB,
             "scope": "logits",
             "stack": None,
+            "phase": "forward",
             "bytes": 3 * MIB,
             "blocks": 1,
             "oldest": 3,
@@ -278,7 +280,7 @@ def test_a_terminal_and_a_notebook_show_it(pinned: Snapshot) -> None:
     console = Console(width=100)
     with console.capture() as captured:
         console.print(pinned)
-    words = ("largest free block 33.00 MiB", "stranded", "|█", "logits", "not recorded", "mostly")
+    words = ("largest free block 33.00 MiB", "stranded", "|█", "logits", "forward phase", "mostly")
     for shown in (captured.get(), pinned._repr_html_()):
         for word in words:
             assert word in shown

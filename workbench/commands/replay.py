@@ -120,12 +120,18 @@ class _progress:
 
     def __enter__(self) -> Progress:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
+            MofNCompleteColumn(),  # knows what to write where the total is not known yet
             TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,

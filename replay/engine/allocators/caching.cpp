@@ -37,7 +37,7 @@ Allocation Caching::allocate(Bytes requested, StreamId stream, ThreadId) {
   cause_ = Cause::kServedFromCache;
   if (requested >= kEiB) [[unlikely]]
     return Allocation::refused();
-  if (pending_count_ > 0) process_events();
+  if (!pending_streams_.empty()) process_events();
   const Bytes size = round_request(requested);
   Pool& pool = pools_[size <= kLargestSmall ? 1 : 0];  // rule 2
   Lane& lane = lane_of(pool, stream);
@@ -177,36 +177,46 @@ void Caching::wait_for_streams(Block& block) {
   for (const StreamId stream : block.used_streams) {
     const auto index = static_cast<std::size_t>(stream);
     if (index >= pending_.size()) pending_.resize(index + 1);
+    if (pending_[index].empty()) {
+      pending_streams_.insert(
+          std::upper_bound(pending_streams_.begin(), pending_streams_.end(), index), index);
+    }
     pending_[index].push({backend_.record_event(stream), &block});
     ++block.pending_events;
-    ++pending_count_;
   }
   block.used_streams.clear();
 }
 
 void Caching::process_events() {
-  for (PendingQueue& queue : pending_) {
+  bool emptied = false;
+  for (const std::size_t stream : pending_streams_) {
+    PendingQueue& queue = pending_[stream];
     while (!queue.empty() && backend_.completed(queue.front().event)) {
       complete_first(queue);
       cause_ = Cause::kEventProcessing;
     }
+    emptied |= queue.empty();
+  }
+  if (emptied) {
+    std::erase_if(pending_streams_, [&](std::size_t stream) { return pending_[stream].empty(); });
   }
 }
 
 void Caching::synchronize_events() {
   ++shared_.synchronizations;
-  for (PendingQueue& queue : pending_) {
+  for (const std::size_t stream : pending_streams_) {
+    PendingQueue& queue = pending_[stream];
     while (!queue.empty()) {
       backend_.wait(queue.front().event);
       complete_first(queue);
     }
   }
+  pending_streams_.clear();
 }
 
 void Caching::complete_first(PendingQueue& queue) {
   Block& block = *queue.front().block;
   queue.pop();
-  --pending_count_;
   if (--block.pending_events == 0) become_free(block);
 }
 

@@ -44,7 +44,10 @@ class Caching final : public Replayed<Caching> {
   Bytes round_request(Bytes size) const {
     if (settings_.rounds_up()) [[unlikely]] {
       const Bytes divisions = settings_.divisions_of(size);
-      if (divisions > 1 && size > kSmallestBlock * divisions) return round_to(size, divisions);
+      if (divisions > 1 && size / divisions >= kSmallestBlock &&
+          size > kSmallestBlock * divisions) {
+        return round_to(size, divisions);
+      }
     }
     return (size + kSmallestBlock - 1) & -kSmallestBlock;
   }
@@ -213,8 +216,8 @@ class Caching final : public Replayed<Caching> {
   Segment* last_segment_ = nullptr;
   std::uint64_t next_number_ = 0;
   std::uint64_t next_position_ = 0;
-  std::vector<PendingQueue> pending_;  // by stream
-  std::int64_t pending_count_ = 0;
+  std::vector<PendingQueue> pending_;         // by stream
+  std::vector<std::size_t> pending_streams_;  // those that are not empty, ascending
 };
 
 }  // namespace workbench::caching
