@@ -25,15 +25,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from replay_overhead import MILLION, columns
 from rich.console import Console
 from rich.table import Table
 from synthetic_trace import PATTERNS, Operation, Options
 
-from workbench.replay import _engine
-
-MILLION = 1_000_000
 ENGINE = Path(__file__).parents[1] / "replay" / "engine"
-NAMES = {"stream_done": "synchronize", "sync": "synchronize"}
 SETTINGS = {
     "default": "",
     "expandable": "expandable_segments:True",
@@ -68,14 +65,12 @@ def build(folder: Path) -> Path:
 
 def save(operations: Iterable[Operation], path: Path) -> int:
     """Write a trace as the driver reads it; the number of its events."""
-    rows = [(_engine.OPS[NAMES.get(op, op)], *rest) for op, *rest in operations]
-    op, number, size, stream = np.array(rows, dtype=np.int64).T
-    codes = op.astype(np.uint8)
-    slot, slots = _engine.assign_slots(codes, np.ascontiguousarray(number))
+    found, slots = columns(operations)
+    events = len(found["op"])
     with path.open("wb") as file:
-        for column in (np.array([len(codes), slots]), codes, slot, size, stream.astype(np.int32)):
-            file.write(np.ascontiguousarray(column).tobytes())
-    return len(codes)
+        for column in (np.array([events, slots]), *found.values()):
+            file.write(column.tobytes())
+    return events
 
 
 def numbers(driver: Path, *arguments: object) -> list[float]:

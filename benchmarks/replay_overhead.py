@@ -30,20 +30,21 @@ CAPACITY = 80 << 30
 NAMES = {"stream_done": "synchronize", "sync": "synchronize"}
 
 
-def synthetic(operations: Iterable[Operation]) -> _engine.Events:
-    """The engine's events of a synthetic trace."""
+def columns(operations: Iterable[Operation]) -> tuple[dict[str, Any], int]:
+    """A synthetic trace's op, slot, size and stream as the engine takes them; number of slots."""
     rows = [(_engine.OPS[NAMES.get(op, op)], *rest) for op, *rest in operations]
     op, number, size, stream = np.array(rows, dtype=np.int64).T
     codes = op.astype(np.uint8)
     slot, slots = _engine.assign_slots(codes, np.ascontiguousarray(number))
-    return _engine.Events(
-        codes,
-        slot,
-        np.ascontiguousarray(size),
-        stream.astype(np.int32),
-        np.zeros(len(codes), dtype=np.int32),
-        slots,
-    )
+    size = np.ascontiguousarray(size)
+    return {"op": codes, "slot": slot, "size": size, "stream": stream.astype(np.int32)}, slots
+
+
+def synthetic(operations: Iterable[Operation]) -> _engine.Events:
+    """The engine's events of a synthetic trace."""
+    found, slots = columns(operations)
+    thread = np.zeros(len(found["op"]), dtype=np.int32)
+    return _engine.Events(**found, thread=thread, slot_count=slots)
 
 
 def recorded(path: Path) -> _engine.Events:
@@ -52,9 +53,7 @@ def recorded(path: Path) -> _engine.Events:
 
     trace = load_trace(str(path))[0]
     by_device = trace.bytes_by_device
-    traffic = trace.traffic(max(by_device, key=lambda device: by_device[device]))
-    columns = {name: getattr(traffic, name) for name in ("op", "slot", "size", "stream", "thread")}
-    return _engine.Events(**columns, slot_count=traffic.slot_count)
+    return trace.traffic(max(by_device, key=lambda device: by_device[device])).events()
 
 
 def replay(events: _engine.Events, allocator: str) -> _engine.Replay:

@@ -33,10 +33,13 @@ SETTINGS = (
 
 def peak_and_calls(traffic: Traffic, settings: str) -> tuple[int, int]:
     """Bytes reserved at the most, and calls of the device."""
-    columns = {name: getattr(traffic, name) for name in ("op", "slot", "size", "stream", "thread")}
-    events = _engine.Events(**columns, slot_count=traffic.slot_count)
     replay = _engine.Replay(
-        events, "caching", settings, backend="simulated", capacity=CAPACITY, after_oom="continue"
+        traffic.events(),
+        "caching",
+        settings,
+        backend="simulated",
+        capacity=CAPACITY,
+        after_oom="continue",
     )
     memory = replay.memory()
     calls = memory["driver_calls"]

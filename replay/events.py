@@ -85,10 +85,21 @@ class Traffic:
     fingerprint: str
     peak_live_bytes: int
 
+    def engine_columns(self) -> dict[str, Array]:
+        """The columns that the engine takes, by their names in `_engine.Events`."""
+        return {
+            name: np.ascontiguousarray(getattr(self, name), dtype=dtype)
+            for name, dtype in ENGINE_COLUMNS.items()
+        }
+
+    def events(self) -> _engine.Events:
+        """The engine's view of them."""
+        return _engine.Events(**self.engine_columns(), slot_count=self.slot_count)
+
     def save(self, folder: Path) -> None:
         """Write what workers need as ``.npy`` files into `folder`."""
-        for name, dtype in ENGINE_COLUMNS.items():
-            np.save(folder / f"{name}.npy", getattr(self, name).astype(dtype, copy=False))
+        for name, column in self.engine_columns().items():
+            np.save(folder / f"{name}.npy", column)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from workbench.common.errors import BrokenFileError, RunError, UsageError
 from workbench.replay import _engine
-from workbench.replay.events import ENGINE_COLUMNS, Array, LoadedTrace, Traffic, load_trace
+from workbench.replay.events import Array, LoadedTrace, Traffic, load_trace
 from workbench.replay.snapshot import Snapshot
 
 
@@ -35,13 +35,9 @@ class ReplayedAgain:
                 f"{info['outcome']['status'].replace('_', ' ')} ({info['outcome']['reason']})"
             )
         self._loaded, self._traffic = _trace_of(info)
-        columns = {
-            name: np.ascontiguousarray(getattr(self._traffic, name), dtype=dtype)
-            for name, dtype in ENGINE_COLUMNS.items()
-        }
         settings = info["allocator"]["settings"]
         self._replay = _engine.Replay(
-            _engine.Events(**columns, slot_count=self._traffic.slot_count),
+            self._traffic.events(),
             info["allocator"]["name"],
             ",".join(f"{key}:{value}" for key, value in settings.items()),
             backend=info["backend"]["name"],

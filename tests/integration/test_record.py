@@ -514,12 +514,17 @@ with workbench.record("third.parquet"):
 """
 
 
-def test_the_context_manager_records_its_block(tmp_path: Path) -> None:
-    script(tmp_path, WITHIN)
-    done = subprocess.run(
-        [sys.executable, "train.py"], cwd=tmp_path, env=variables(), capture_output=True, text=True,
+def run_script(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
+    """Runs `text` without `wb`: a program that records itself."""
+    script(folder, text)
+    return subprocess.run(
+        [sys.executable, "train.py"], cwd=folder, env=variables(), capture_output=True, text=True,
         check=False,
     )  # fmt: skip
+
+
+def test_the_context_manager_records_its_block(tmp_path: Path) -> None:
+    done = run_script(tmp_path, WITHIN)
     assert done.returncode == 0, done.stderr
     assert "recorded already" in done.stdout
     for name in ("first", "second"):
@@ -553,11 +558,7 @@ recorder.join()
 
 
 def test_one_thread_records_what_another_does(tmp_path: Path) -> None:
-    script(tmp_path, OTHERS_RECORD)
-    done = subprocess.run(
-        [sys.executable, "train.py"], cwd=tmp_path, env=variables(), capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
+    done = run_script(tmp_path, OTHERS_RECORD)
     assert done.returncode == 0, done.stderr
     assert sizes(tmp_path / "first.parquet").count(4000) == 10
     for event in ("alloc", "free"):

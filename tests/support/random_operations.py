@@ -6,6 +6,7 @@ import random
 
 from caching_settings import MIB
 from engine_events import Operation
+from hypothesis import strategies as st
 
 STREAMS = 3
 Command = tuple[str, int, int, int]
@@ -24,6 +25,20 @@ COMMON_SIZES = [
     *(0, 1, 511, 512, 513, MIB - 1, MIB, MIB + 1, 2 * MIB, 5 * MIB, 10 * MIB - 512, 10 * MIB),
     *(10 * MIB + 1, 18 * MIB, 19 * MIB - 1, 20 * MIB, 21 * MIB, 24 * MIB, 32 * MIB, 33 * MIB),
 ]
+
+
+def commands(least: int, most: int) -> st.SearchStrategy[list[Command]]:
+    """Lists of `least` to `most` commands for `operations_of`."""
+    return st.lists(
+        st.tuples(
+            st.sampled_from([op for op, times in OPS.items() for _ in range(times)]),
+            st.builds(random_size, st.randoms(use_true_random=False)),
+            st.integers(0, STREAMS - 1),
+            st.integers(0, 10**6),
+        ),
+        min_size=least,
+        max_size=most,
+    )
 
 
 def operations_of(commands: list[Command]) -> list[Operation]:

@@ -17,7 +17,7 @@ from caching_settings import MIB, Conf, random_settings
 from engine_events import Operation, golden_operation, make_events
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_operations import OPS, STREAMS, operations_of, random_operations, random_size
+from random_operations import commands, operations_of, random_operations
 
 from workbench.common.units import parse_size
 from workbench.replay import _engine
@@ -113,21 +113,9 @@ def places_of(state: dict[str, dict[str, np.ndarray]]) -> list[tuple[object, ...
     ]
 
 
-commands = st.lists(
-    st.tuples(
-        st.sampled_from([op for op, times in OPS.items() for _ in range(times)]),
-        st.builds(random_size, st.randoms(use_true_random=False)),
-        st.integers(0, STREAMS - 1),
-        st.integers(0, 10**6),
-    ),
-    min_size=10,
-    max_size=80,
-)
-
-
 @settings(max_examples=300, deadline=None)
 @given(
-    drawn=commands,
+    drawn=commands(10, 80),
     text=st.builds(random_settings, st.randoms(use_true_random=False)),
     capacity=st.sampled_from(CAPACITIES),
     completion=st.sampled_from(COMPLETIONS),

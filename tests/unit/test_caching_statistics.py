@@ -12,7 +12,7 @@ from caching_settings import MIB, random_settings
 from engine_events import Operation, make_events
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_operations import OPS, STREAMS, operations_of, random_size
+from random_operations import commands, operations_of
 
 from workbench.replay import _engine
 
@@ -109,16 +109,6 @@ def test_rejections_are_counted_apart() -> None:
     assert found["max_split_size"] == -1
 
 
-commands = st.lists(
-    st.tuples(
-        st.sampled_from([op for op, times in OPS.items() for _ in range(times)]),
-        st.builds(random_size, st.randoms(use_true_random=False)),
-        st.integers(0, STREAMS - 1),
-        st.integers(0, 10**6),
-    ),
-    min_size=25,
-    max_size=60,
-)
 texts = st.builds(random_settings, st.randoms(use_true_random=False))
 
 
@@ -149,7 +139,7 @@ def parts_of(state: dict[str, dict[str, np.ndarray]]) -> dict[str, int]:
 
 @settings(max_examples=150, deadline=None)
 @given(
-    drawn=commands,
+    drawn=commands(25, 60),
     text=texts,
     capacity=st.sampled_from([45 * MIB, 101 * MIB, 300 * MIB, None]),
     completion=st.sampled_from(["recorded", "never", "delay:4"]),
@@ -180,7 +170,7 @@ def test_the_waterfall_adds_up_at_every_event(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=20, deadline=None)
-@given(drawn=commands, text=texts)
+@given(drawn=commands(25, 60), text=texts)
 def test_what_holds_for_every_allocator_holds_under_all_settings(
     backend: str, drawn: list[tuple[str, int, int, int]], text: str
 ) -> None:
