@@ -14,6 +14,9 @@ import numpy.typing as npt
 OPS: dict[str, int]
 """Trace events that concern an allocator → their code in the `op` column."""
 
+JOURNAL_ACTIONS: dict[str, int]
+"""What a journal's entries say → their code in its `action` column."""
+
 class AllocatorInfo(TypedDict):
     name: str
     summary: str
@@ -58,6 +61,15 @@ class Blocks(TypedDict):
     segments: dict[str, npt.NDArray[Any]]
     blocks: dict[str, npt.NDArray[Any]]
 
+class JournalColumns(TypedDict):
+    """What the allocator did, in the order and the words of PyTorch's memory snapshots."""
+
+    action: npt.NDArray[np.uint8]  # codes of JOURNAL_ACTIONS
+    address: npt.NDArray[np.uint64]  # of an oom: the device's free bytes
+    size: npt.NDArray[np.int64]  # bytes: requested, of a segment, or of a piece of one
+    stream: npt.NDArray[np.int32]  # the block's own
+    event: npt.NDArray[np.int64]  # index of the event it happened in
+
 class MemoryResult(TypedDict):
     outcome: Literal["ok", "out_of_memory"]
     oom: OutOfMemory | None
@@ -71,6 +83,7 @@ class MemoryResult(TypedDict):
     waterfall: Waterfall
     digest: str
     blocks: Blocks | None
+    journal: NotRequired[JournalColumns]
     rss_growth_bytes: NotRequired[int]
     minor_faults: NotRequired[int]
     major_faults: NotRequired[int]
@@ -175,6 +188,7 @@ class Replay:
         full: bool = False,
         blocks_at: int | None = None,
         verify: bool = False,
+        journal: bool = False,
         progress: Callable[[int, int], object] | None = None,
     ) -> MemoryResult:
         """The untimed pass: statistics after every event.
@@ -185,6 +199,8 @@ class Replay:
             blocks_at: the event after which to list segments and blocks.
             verify: fill every block with a pattern and check it when it is freed; needs real
                 memory.
+            journal: keep every entry of what the allocator did; segments and delayed frees only
+                from `caching`.
             progress: called with (events done, events).
 
         Returns:

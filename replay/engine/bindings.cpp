@@ -213,6 +213,17 @@ nb::object blocks_dict(const std::optional<std::vector<BlockRow>>& blocks) {
   return result;
 }
 
+nb::dict journal_dict(const std::vector<JournalEntry>& entries) {
+  nb::dict columns;
+  columns["action"] =
+      numpy_of(entries, [](const JournalEntry& e) { return static_cast<std::uint8_t>(e.action); });
+  columns["address"] = numpy_of(entries, [](const JournalEntry& e) { return e.address; });
+  columns["size"] = numpy_of(entries, [](const JournalEntry& e) { return e.size; });
+  columns["stream"] = numpy_of(entries, [](const JournalEntry& e) { return e.stream; });
+  columns["event"] = numpy_of(entries, [](const JournalEntry& e) { return e.event; });
+  return columns;
+}
+
 nb::dict memory_dict(const MemoryResult& result, bool full, bool has_memory) {
   nb::dict peaks;
   nb::dict finals;
@@ -280,15 +291,17 @@ class PyReplay {
   }
 
   nb::dict memory(std::size_t buckets, bool full, std::optional<std::size_t> blocks_at, bool verify,
-                  nb::object progress) const {
-    const MemoryOptions options = {buckets, full, blocks_at, verify};
+                  bool journal, nb::object progress) const {
+    const MemoryOptions options = {buckets, full, blocks_at, verify, journal};
     const Checkpoint checkpoint = make_checkpoint(replay_.events().count(), progress);
     MemoryResult result;
     {
       const nb::gil_scoped_release release;
       result = replay_.memory(options, checkpoint);
     }
-    return memory_dict(result, full, replay_.backend_has_memory());
+    nb::dict answer = memory_dict(result, full, replay_.backend_has_memory());
+    if (journal) answer["journal"] = journal_dict(result.journal);
+    return answer;
   }
 
   nb::dict timed(const std::string& state, bool digest) const {
@@ -386,6 +399,11 @@ NB_MODULE(_engine, m) {
     ops[nb::str(kOpNames[code].data(), kOpNames[code].size())] = code;
   }
   m.attr("OPS") = ops;
+  nb::dict actions;
+  for (std::size_t code = 0; code < kActionNames.size(); ++code) {
+    actions[nb::str(kActionNames[code].data(), kActionNames[code].size())] = code;
+  }
+  m.attr("JOURNAL_ACTIONS") = actions;
   m.def("allocators", &list_allocators);
   m.def("backends", &list_backends);
   m.def("assign_slots", &py_assign_slots, "op"_a, "id"_a);
@@ -404,7 +422,8 @@ NB_MODULE(_engine, m) {
            nb::keep_alive<1, 2>())
       .def_prop_ro("warnings", &PyReplay::warnings)
       .def("memory", &PyReplay::memory, "buckets"_a = 20000, "full"_a = false,
-           "blocks_at"_a = nb::none(), "verify"_a = false, "progress"_a = nb::none())
+           "blocks_at"_a = nb::none(), "verify"_a = false, "journal"_a = false,
+           "progress"_a = nb::none())
       .def("timed", &PyReplay::timed, "state"_a = "cold", "digest"_a = true)
       .def("throughput", &PyReplay::throughput, "state"_a = "cold", "repeat"_a = 1);
 }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "backends/backend.h"
+#include "core/journal.h"
 #include "core/registry.h"
 #include "core/settings.h"
 #include "core/statistics.h"
@@ -89,6 +90,10 @@ class Allocator {
   virtual std::vector<std::pair<std::string, std::int64_t>> torch_statistics() const { return {}; }
   // One sentence each about settings that do nothing or are known to hurt.
   virtual std::vector<std::string> warnings() const { return {}; }
+  // Whether the next free of this block is complete only when other streams are done.
+  virtual bool delays_free(const void*) const { return false; }
+  // From here on, segments and delayed frees are written into `journal`, which must outlive it.
+  void keep_journal(Journal* journal) { journal_ = journal; }
   // Why the last call took as long as it did.
   Cause cause() const { return cause_; }
 
@@ -97,7 +102,12 @@ class Allocator {
     return backend_.last_faulted() ? Cause::kPageFault : Cause::kDriverCall;
   }
 
+  void write_journal(Action action, std::uint64_t address, Bytes size, StreamId stream) {
+    if (journal_ != nullptr) journal_->add(action, address, size, stream);
+  }
+
   Backend& backend_;
+  Journal* journal_ = nullptr;
   Statistics statistics_;
   Cause cause_ = Cause::kServedFromCache;
 };

@@ -217,7 +217,10 @@ void Caching::synchronize_events() {
 void Caching::complete_first(PendingQueue& queue) {
   Block& block = *queue.front().block;
   queue.pop();
-  if (--block.pending_events == 0) become_free(block);
+  if (--block.pending_events > 0) return;
+  write_journal(Action::kFreeCompleted, block.address, block.requested,
+                block.segment->lane->stream);
+  become_free(block);
 }
 
 namespace {

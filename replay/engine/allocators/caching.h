@@ -30,6 +30,7 @@ class Caching final : public Replayed<Caching> {
   void free(void* handle, ThreadId) override;
   void record_stream(void* handle, StreamId stream) override;
   void empty_cache() override;
+  bool delays_free(const void* handle) const override;
 
   // caching_report.cpp: what it says of itself.
   Location locate(const void* handle) const override;

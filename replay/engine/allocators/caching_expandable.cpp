@@ -50,6 +50,7 @@ Block* Caching::map_pages(Block& unmapped, Bytes size) {
   Lane& lane = *segment.lane;
   const Bytes bytes = round_up(size, page_of(lane));
   if (!backend_.map(unmapped.address, bytes)) return nullptr;
+  write_journal(Action::kSegmentMap, unmapped.address, bytes, lane.stream);
   UnmappedTree::remove(lane.unmapped, unmapped);
   if (bytes < unmapped.size) UnmappedTree::add(lane.unmapped, cut(unmapped, bytes));
   unmapped.mapped = true;
@@ -89,6 +90,7 @@ void Caching::unmap_pages(Block& free_block) {
   segment.mapped -= block->size;
   remove(*lane.pool, &PoolCounters::reserved_bytes, block->size);
   ++shared_.device_frees;
+  write_journal(Action::kSegmentUnmap, block->address, block->size, lane.stream);
   block->mapped = false;
   if (block->after != nullptr && !block->after->mapped) {
     UnmappedTree::remove(lane.unmapped, *block->after);

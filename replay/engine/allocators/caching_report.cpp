@@ -10,6 +10,10 @@ Location Caching::locate(const void* handle) const {
   return {block.segment->number, block.address - block.segment->address};
 }
 
+bool Caching::delays_free(const void* handle) const {
+  return !static_cast<const Block*>(handle)->used_streams.empty();
+}
+
 void Caching::visit(const std::function<void(const BlockView&)>& visitor) const {
   for (const Segment* segment = first_segment_; segment != nullptr; segment = segment->after) {
     for (const Block* block = segment->first; block != nullptr; block = block->after) {

@@ -37,6 +37,7 @@ Block* Caching::new_segment(Lane& lane, Bytes size) {
   add(*lane.pool, &PoolCounters::reserved_bytes, bytes);
   if (bytes >= settings_.max_split) shared_.oversize_segments.add(1);
   ++shared_.device_allocs;
+  write_journal(Action::kSegmentAlloc, address, bytes, lane.stream);
   return segment.first;
 }
 
@@ -44,7 +45,7 @@ Segment& Caching::add_segment(Lane& lane, std::uint64_t address, Bytes size) {
   Segment& segment = segments_.take();
   segment = {.number = next_number_++,
              .address = address,
-             .position = next_position_,
+             .position = settings_.address_order ? address : next_position_,
              .size = size,
              .mapped = 0,
              .lane = &lane,
@@ -74,6 +75,7 @@ void Caching::release_segment(Block& block) {
   remove(*segment.lane->pool, &PoolCounters::reserved_bytes, segment.size);
   if (block.size >= settings_.max_split) shared_.oversize_segments.remove(1);
   ++shared_.device_frees;
+  write_journal(Action::kSegmentFree, segment.address, segment.size, segment.lane->stream);
   remove_segment(segment);
 }
 

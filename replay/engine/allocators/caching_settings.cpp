@@ -115,6 +115,10 @@ CachingSettings::CachingSettings(const Settings& settings) {
   }
   expandable_segments = settings.boolean("expandable_segments").value_or(false);
   throw_on_oom = settings.boolean("throw_on_cudamalloc_oom").value_or(false);
+  if (const auto rules = settings.find("rules")) {
+    address_order = *rules == "address-order";
+    if (!address_order && *rules != "2.13") settings.refuse("rules", "give 2.13 or address-order");
+  }
   settings.boolean("release_lock_on_cudamalloc");
   settings.boolean("graph_capture_record_stream_reuse");
   if (const auto backend = settings.find("backend")) {
@@ -187,6 +191,9 @@ const std::vector<SettingHelp>& caching_settings_help() {
       {"release_lock_on_cudamalloc", "True or False; moves no bytes"},
       {"graph_capture_record_stream_reuse", "True or False; moves no bytes outside capture"},
       {"backend", "native"},
+      {"rules",
+       "of ours, not PyTorch's: 2.13, or address-order for releases before mid-2026, which broke "
+       "ties between equal free blocks by address; 2.13 by default"},
       {"pinned_use_cuda_host_register", "of host-pinned; does nothing here"},
       {"pinned_num_register_threads", "of host-pinned; does nothing here"},
       {"pinned_use_background_threads", "of host-pinned; does nothing here"},

@@ -22,24 +22,33 @@ class MemoryObserver {
         run_(run),
         result_(result),
         digest_(run.allocator(), run.backend()),
-        sizes_(static_cast<std::size_t>(events.slot_count)) {
+        sizes_(static_cast<std::size_t>(events.slot_count)),
+        blocks_(options.journal ? sizes_.size() : 0) {
     result_.peak_events.fill(-1);
     if (options_.full) result_.rows.reserve(events_.count());
+    if (options_.journal) run_.allocator().keep_journal(&journal_);
     buckets_ =
         std::clamp<std::size_t>(options_.buckets, 1, std::max<std::size_t>(events_.count(), 1));
     result_.timeline.reserve(buckets_);
   }
 
   template <class Call>
-  void call(std::size_t, const Allocator&, Call&& make) {
+  void call(std::size_t event, const Allocator&, Call&& make) {
+    journal_.begin_event(event);
     make();
     digest_.called();
+    if (frees_ != nullptr) complete_free();
   }
 
   void allocated(std::size_t event, const Allocation& allocation) {
     digest_.allocated(allocation);
     live_requested_ += events_.size[event];
     sizes_[slot(event)] = events_.size[event];
+    if (options_.journal) {
+      const Block block = {allocation.address, events_.size[event], events_.stream[event]};
+      blocks_[slot(event)] = block;
+      journal_.add(Action::kAlloc, block.address, block.size, block.stream);
+    }
     if (options_.verify) pattern_.fill(allocation, events_.size[event], event);
     if (options_.blocks_at) alloc_events_[allocation.handle] = static_cast<std::int64_t>(event);
   }
@@ -47,11 +56,17 @@ class MemoryObserver {
   void freeing(std::size_t event, const void* handle) {
     if (options_.verify) pattern_.check(handle);
     live_requested_ -= sizes_[slot(event)];
+    if (options_.journal) begin_free(event, handle);
   }
 
   void refused(std::size_t event) {
     oom_ = true;
     ++result_.ooms;
+    if (options_.journal) {
+      const Backend& device = run_.backend();
+      journal_.add(Action::kOom, static_cast<std::uint64_t>(device.total() - device.used()),
+                   events_.size[event], events_.stream[event]);
+    }
     if (result_.oom) return;
     const Statistics now = run_.allocator().statistics();
     const Backend& backend = run_.backend();
@@ -103,9 +118,28 @@ class MemoryObserver {
   void finish() {
     pattern_.check_all();
     result_.digest = digest_.hex();
+    result_.journal = journal_.take();
   }
 
  private:
+  struct Block {
+    std::uint64_t address;
+    Bytes size;
+    StreamId stream;
+  };
+
+  void begin_free(std::size_t event, const void* handle) {
+    const Block& block = blocks_[slot(event)];
+    journal_.begin_event(event);
+    journal_.add(Action::kFreeRequested, block.address, block.size, block.stream);
+    if (!run_.allocator().delays_free(handle)) frees_ = &block;
+  }
+
+  void complete_free() {
+    journal_.add(Action::kFreeCompleted, frees_->address, frees_->size, frees_->stream);
+    frees_ = nullptr;
+  }
+
   std::size_t slot(std::size_t event) const {
     return static_cast<std::size_t>(events_.slot[event]);
   }
@@ -146,6 +180,9 @@ class MemoryObserver {
   FillPattern pattern_;
   std::vector<Bytes> sizes_;  // by slot
   std::unordered_map<const void*, std::int64_t> alloc_events_;
+  Journal journal_;
+  std::vector<Block> blocks_;     // by slot, for the journal
+  const Block* frees_ = nullptr;  // whose free is under way and will be complete at its end
   Bytes live_requested_ = 0;
   std::size_t buckets_;
   std::int64_t bucket_end_ = 0;
@@ -177,6 +214,7 @@ MemoryResult Replay::memory(const MemoryOptions& options, const Checkpoint& chec
   result.driver_calls = run.backend().driver_calls();
   result.torch_statistics = run.allocator().torch_statistics();
   observer.finish();
+  run.allocator().keep_journal(nullptr);
   return result;
 }
 

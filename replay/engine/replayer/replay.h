@@ -12,6 +12,7 @@
 #include "allocators/allocator.h"
 #include "backends/backend.h"
 #include "core/events.h"
+#include "core/journal.h"
 #include "core/statistics.h"
 
 namespace workbench {
@@ -99,6 +100,8 @@ struct MemoryOptions {
   std::optional<std::size_t> blocks_at;
   // Fill every block with a pattern at allocation and check it at free; needs real memory.
   bool verify = false;
+  // Keep every entry of what the allocator did.
+  bool journal = false;
 };
 
 struct MemoryResult {
@@ -115,6 +118,7 @@ struct MemoryResult {
   Waterfall waterfall;  // at the event of the peak of reserved
   std::string digest;
   std::optional<std::vector<BlockRow>> blocks;
+  std::vector<JournalEntry> journal;
   Bytes rss_growth = 0;
   std::int64_t minor_faults = 0;
   std::int64_t major_faults = 0;
