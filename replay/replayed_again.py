@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -14,6 +13,7 @@ from workbench.common.errors import BrokenFileError, RunError, UsageError
 from workbench.replay import _engine
 from workbench.replay.events import Array, LoadedTrace, Traffic, load_trace
 from workbench.replay.snapshot import Snapshot
+from workbench.replay.stacks import read_stacks
 
 
 class ReplayedAgain:
@@ -154,29 +154,8 @@ def _trace_of(info: Mapping[str, Any]) -> tuple[LoadedTrace, Traffic]:
 
 def _stacks(loaded: LoadedTrace, rows: Array) -> Array:
     """The folded stacks of `rows` of the trace; None where none was recorded, and for row -1."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from workbench.recorders.trace import open_trace
-
-    found = np.full(len(rows), None, dtype=object)
-    path = Path(loaded.path)
-    table = path.with_name(f"{path.stem}.stacks.parquet")
-    if not loaded.metadata.get("stacks") or not table.is_file():
-        return found
-    try:
-        stacks = pq.read_table(table, columns=["stack"]).column("stack").to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
-        raise BrokenFileError(table, f"not a table of stacks ({reason})", "remove it") from None
-    (file,) = open_trace(loaded.path).files
-    numbers = np.concatenate(
-        [
-            batch.column("stack_id").fill_null(-1).to_numpy(zero_copy_only=False)
-            for batch in file.batches(columns=["stack_id"], check=False)
-        ]
-    )
-    chosen = np.where(rows < 0, -1, numbers[rows])
-    known = (chosen >= 0) & (chosen < len(stacks))
-    found[known] = np.array(stacks, dtype=object)[chosen[known]]
+    numbers, stacks = read_stacks(loaded)
+    chosen = np.where(rows < 0, -1, np.append(numbers, -1)[rows])
+    # The last entry stands for none: -1 as an index reaches it.
+    found: Array = np.array([*stacks, None], dtype=object)[chosen]
     return found

@@ -46,7 +46,8 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 def test_help_names_every_command_and_each_has_help_with_an_example() -> None:
     overview = wb("--help")
     assert overview.returncode == 0
-    for command in ("allocators", "doctor", "info", "record", "recover", "replay", "report"):
+    commands = ("allocators", "doctor", "export", "info", "record", "recover", "replay", "report")
+    for command in commands:
         assert command in overview.stdout
         help_text = wb(command, "--help")
         assert help_text.returncode == 0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from workbench.replay.runner import Progress, Session
+    from workbench.replay.runner import Session
 
 
 def command(
@@ -82,6 +82,7 @@ def command(
 
       wb replay run.parquet --allocator caching --repeat 20 --json
     """
+    from workbench.commands._progress import progress_bar
     from workbench.common.errors import RunError, UsageError
     from workbench.common.units import parse_size
     from workbench.replay.runner import Options, replay_traces
@@ -101,7 +102,7 @@ def command(
         force=force,
         command=shlex.join(["wb", *sys.argv[1:]]),
     )
-    with _progress() as progress:
+    with progress_bar() as progress:
         session = replay_traces(traces, allocator or [], output, options, progress)
     if html is not None and session.results:
         _write_page(session, html, force)
@@ -113,38 +114,6 @@ def command(
         raise RunError("; ".join(session.errors))
     if session.failed:
         raise typer.Exit(1)
-
-
-class _progress:
-    """A bar on standard error while something is measured; nothing where that is no terminal."""
-
-    def __enter__(self) -> Progress:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),  # knows what to write where the total is not known yet
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-            disable=not sys.stderr.isatty(),
-        )
-        self._bar.start()
-        self._task = self._bar.add_task("Reading", total=None)
-        return lambda what, done, total: self._bar.update(
-            self._task, description=what, completed=done, total=total
-        )
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
 
 
 def _document(session: Session) -> dict[str, object]:

@@ -1,0 +1,183 @@
+"""PyTorch's memory snapshot: a pickle that pytorch.org/memory_viz and its likes open."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from workbench.common.units import format_bytes
+from workbench.recorders.exporters import Progress, ReplaySource, Written
+from workbench.recorders.exporters._torch_settings import allocator_settings
+from workbench.recorders.trace.history import ACTIONS, STATES
+
+NAME = "torch-snapshot"
+SUMMARY = "PyTorch memory snapshot of a replayed state, for pytorch.org/memory_viz"
+SUFFIX = ".pickle"
+NEEDS = "replay"
+
+PROTOCOL: Final = 4
+"""Of the pickle: memory_viz reads none above."""
+
+_CHUNK = 100_000
+_FRAME = re.compile(r"(.+):(\d+) (.+)")
+_INDEX = re.compile(r"[^:]+:(\d+)")
+_DEFAULT_POOL = (0, 0)
+
+
+def write(source: ReplaySource, path: Path, progress: Progress) -> Written:
+    """Write the snapshot that `snapshot_of` makes."""
+    snapshot = snapshot_of(source, progress)
+    with path.open("wb") as file:
+        pickle.dump(snapshot, file, protocol=PROTOCOL)
+    history = source.history
+    return Written(
+        f"{len(history.action):,} entries and {len(snapshot['segments']):,} segments of "
+        f"{history.device}, {format_bytes(history.after.reserved)} reserved",
+        "drop {path} onto https://pytorch.org/memory_viz, or: "
+        "python -m torch.cuda._memory_viz trace_plot {path} -o memory.html",
+        {
+            "device": history.device,
+            "entries": len(history.action),
+            "segments": len(snapshot["segments"]),
+            "reserved_bytes": history.after.reserved,
+        },
+    )
+
+
+def snapshot_of(source: ReplaySource, progress: Progress = lambda *_: None) -> dict[str, Any]:
+    """What ``torch.cuda.memory._snapshot()`` would have given at the end of a history.
+
+    Streams are their numbers instead of pointers; stacks are one list each, shared by all entries
+    that have it. The device's number is that in its name, 0 where it has none.
+
+    Args:
+        source: a history whose final state lists every block, free ones too.
+        progress: called with the entries done and the entries in all.
+    """
+    found = _INDEX.fullmatch(source.history.device)
+    device = int(found[1]) if found else 0
+    stacks = _Frames(source.origins.stacks)
+    return {
+        "segments": _segments(source, device, stacks),
+        "device_traces": [*([] for _ in range(device)), _entries(source, stacks, progress)],
+        "allocator_settings": allocator_settings(source.history.settings),
+        "external_annotations": [
+            {"stage": "START" if begins else "END", "name": name, "device": device, "time_us": time}
+            for name, begins, time in source.origins.annotations
+        ],
+    }
+
+
+class _Frames:
+    """Stacks as lists of frames, innermost first; equal frames are one dictionary."""
+
+    def __init__(self, stacks: list[str]) -> None:
+        self._stacks = stacks
+        self._lists: dict[int, list[dict[str, Any]]] = {-1: []}
+        self._frames: dict[str, dict[str, Any]] = {}
+
+    def __getitem__(self, number: int) -> list[dict[str, Any]]:
+        if number not in self._lists:
+            texts = self._stacks[number].split(";")
+            self._lists[number] = [self._frame(text) for text in reversed(texts)]
+        return self._lists[number]
+
+    def _frame(self, text: str) -> dict[str, Any]:
+        if text not in self._frames:
+            place = _FRAME.fullmatch(text)
+            # PyTorch names a file that it does not know by two question marks.
+            file, line, name = place.groups() if place else ("??", 0, text)
+            self._frames[text] = {"name": name, "filename": file, "line": int(line)}
+        return self._frames[text]
+
+
+def _entries(source: ReplaySource, stacks: _Frames, progress: Progress) -> list[dict[str, Any]]:
+    history, origins = source.history, source.origins
+    # A request that failed has no address; in its place PyTorch tells what the device had left.
+    address = ["device_free" if name == "oom" else "addr" for name in ACTIONS]
+    columns = (
+        history.action,
+        history.address,
+        history.size,
+        history.stream,
+        origins.time_us,
+        origins.stack,
+    )
+    entries: list[dict[str, Any]] = []
+    for start in range(0, len(history.action), _CHUNK):
+        part = [column[start : start + _CHUNK].tolist() for column in columns]
+        entries += [
+            {
+                "action": ACTIONS[action],
+                address[action]: at,
+                "size": size,
+                "stream": stream,
+                "time_us": time,
+                "frames": stacks[stack],
+            }
+            for action, at, size, stream, time, stack in zip(*part, strict=True)
+        ]
+        progress(len(entries), len(history.action))
+    return entries
+
+
+def _segments(source: ReplaySource, device: int, stacks: _Frames) -> list[dict[str, Any]]:
+    segments, blocks = source.history.after.segments, source.history.after.blocks
+    if not len(segments["address"]):
+        return []
+    first = np.searchsorted(blocks["address"], segments["address"])
+    last = np.append(first[1:], len(blocks["address"]))
+    allocated = blocks["state"] == STATES.index("active_allocated")
+    active = blocks["state"] != STATES.index("inactive")
+
+    def summed(column: Any, chosen: Any) -> list[int]:
+        sums: list[int] = np.add.reduceat(np.where(chosen, column, 0), first).tolist()
+        return sums
+
+    columns = ("address", "size", "requested", "state")
+    rows = zip(
+        *(blocks[name].tolist() for name in columns),
+        source.origins.block_stack.tolist(),
+        strict=True,
+    )
+    listed = [
+        {
+            "address": address,
+            "size": size,
+            "requested_size": requested,
+            "state": STATES[state],
+            "frames": stacks[stack],
+        }
+        for address, size, requested, state, stack in rows
+    ]
+    names = ("address", "size", "stream", "is_small", "is_expandable")
+    return [
+        {
+            "device": device,
+            "address": address,
+            "total_size": size,
+            "allocated_size": sums[0],
+            "active_size": sums[1],
+            "requested_size": sums[2],
+            "stream": stream,
+            "segment_type": "small" if is_small else "large",
+            "segment_pool_id": _DEFAULT_POOL,
+            "is_expandable": is_expandable,
+            "frames": stacks[stack],
+            "blocks": listed[begin:end],
+        }
+        for address, size, stream, is_small, is_expandable, stack, begin, end, *sums in zip(
+            *(segments[name].tolist() for name in names),
+            source.origins.segment_stack.tolist(),
+            first.tolist(),
+            last.tolist(),
+            summed(blocks["size"], allocated),
+            summed(blocks["size"], active),
+            summed(blocks["requested"], active),
+            strict=True,
+        )
+    ]

@@ -1,0 +1,277 @@
+"""Memory snapshots of our own making, shaped like PyTorch's, old ones and new ones.
+
+What is in them comes from a replay: its journal, and its blocks at one event.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import random
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workbench.recorders.exporters import ReplaySource
+from workbench.recorders.exporters.torch_snapshot import snapshot_of
+from workbench.replay import _engine
+from workbench.replay.events import LoadedTrace, load_trace
+from workbench.replay.journal import ReplayedHistory, replay_history
+
+Snapshot = dict[str, Any]
+MIB = 2**20
+START = "2026-01-02T03:04:05+00:00"
+STEP_NS = 10_000
+_LOWEST = 0x7F00_0000_0000  # where drivers put memory
+
+_GOLDEN_NAMES = {"stream_done": "synchronize", "sync": "synchronize"}
+_SCOPES = [f"model.py:{10 + number} layer_{number}" for number in range(9)]
+_PHASES = ["forward", "backward", "other"]
+
+
+def loaded_trace(operations: Iterable[Sequence[Any]], device: str = "cuda:0") -> LoadedTrace:
+    """A trace in memory, 10 µs from one operation to the next.
+
+    Args:
+        operations: op, id, size, stream: of benchmarks/synthetic_trace.py, of the golden traces or
+            of random_operations. An empty_cache has no stream; its number is ignored.
+        device: whose they are.
+    """
+    listed = [tuple(operation) for operation in operations]
+    count = len(listed)
+    rows = np.arange(count)
+    numbers = [(number, size, stream) for _, number, size, stream in listed]
+    ids, sizes, streams = np.array(numbers, dtype=np.int64).reshape(-1, 3).T
+    codes = [_engine.OPS[_GOLDEN_NAMES.get(op, op)] for op, *_ in listed]
+    return LoadedTrace(
+        path="made.parquet",
+        metadata={"start_wall_clock": START, "devices": {}},
+        columns={
+            "time_ns": rows * STEP_NS,
+            "id": np.ascontiguousarray(ids),
+            "size": np.ascontiguousarray(sizes),
+            "stream": streams.astype(np.int32),
+            "thread": np.zeros(count, dtype=np.int32),
+            "step": (rows // 1000).astype(np.int32),
+            "event": np.array(codes, dtype=np.uint8),
+            "device": np.zeros(count, dtype=np.int32),
+            "phase": (rows // 300 % len(_PHASES)).astype(np.int32),
+            "scope": (ids % len(_SCOPES)).astype(np.int32),
+        },
+        texts={"event": [], "device": [device], "phase": _PHASES, "scope": _SCOPES},
+        rows=count,
+    )
+
+
+def made_history(
+    source: Iterable[Sequence[Any]] | LoadedTrace | Path | str,
+    settings: str = "",
+    *,
+    capacity: int | None = None,
+    rules: str = "2.13",
+    device: int = 0,
+    completion: str = "recorded",
+    at: str | int = "end",
+) -> ReplayedHistory:
+    """What `make_snapshot` writes, as columns."""
+    if isinstance(source, str | Path):
+        (loaded,) = load_trace(str(source))
+    elif isinstance(source, LoadedTrace):
+        loaded = source
+    else:
+        loaded = loaded_trace(source, f"cuda:{device}")
+    (name,) = loaded.bytes_by_device or [f"cuda:{device}"]
+    made = replay_history(
+        loaded,
+        name,
+        ",".join(filter(None, [settings, f"rules:{rules}"])),
+        capacity=capacity,
+        completion=completion,
+        at=at,
+    )
+    stacks = [f"train.py:1 <module>;train.py:7 step;{text}" for text in made.origins.stacks]
+    return replace(
+        made,
+        history=replace(made.history, device=f"cuda:{device}"),
+        origins=replace(made.origins, stacks=stacks),
+    )
+
+
+def make_snapshot(
+    source: Iterable[Sequence[Any]] | LoadedTrace | Path | str,
+    settings: str = "",
+    *,
+    capacity: int | None = None,
+    rules: str = "2.13",
+    device: int = 0,
+    completion: str = "recorded",
+    at: str | int = "end",
+) -> Snapshot:
+    """The snapshot that PyTorch would have written after running some operations.
+
+    Args:
+        source: operations (op, id, size, stream), or a trace with one device.
+        settings: of the allocator, without `rules`.
+        capacity: bytes of the device; None for unlimited. Where it runs out, the history ends.
+        rules: how ties between equal free blocks are broken: ``2.13`` or ``address-order``.
+        device: its number, so its place in ``device_traces``.
+        completion: when work on streams completes, as for a replay.
+        at: ``end``, ``peak``, ``oom`` or the number of an operation.
+    """
+    made = made_history(
+        source,
+        settings,
+        capacity=capacity,
+        rules=rules,
+        device=device,
+        completion=completion,
+        at=at,
+    )
+    return snapshot_of(ReplaySource(made.history, made.origins))
+
+
+def save(snapshot: Any, path: Path, protocol: int = 4) -> Path:
+    """Pickle `snapshot`, as ``torch.cuda.memory._dump_snapshot`` does."""
+    with path.open("wb") as file:
+        pickle.dump(snapshot, file, protocol=protocol)
+    return path
+
+
+def device_of(snapshot: Snapshot) -> int:
+    """The number of the device that has a history."""
+    return max((at for at, trace in enumerate(snapshot["device_traces"]) if trace), default=0)
+
+
+def old_shape(snapshot: Snapshot, kind: str = "2.0") -> Any:
+    """`snapshot` as older releases of PyTorch wrote it.
+
+    Args:
+        snapshot: left as it is.
+        kind: ``2.1``: no settings and no annotations; ``2.0``: blocks without address and
+            requested size, with ``history`` and ``real_size``, and no times either; ``bare``: as
+            that, and nothing but the list of segments.
+    """
+    made = copy.deepcopy(snapshot)
+    del made["allocator_settings"], made["external_annotations"]
+    if kind == "2.1":
+        return made
+    for entry in [entry for trace in made["device_traces"] for entry in trace]:
+        del entry["time_us"]
+    for segment in made["segments"]:
+        for name in ("segment_pool_id", "is_expandable", "requested_size", "frames"):
+            del segment[name]
+        for block in segment["blocks"]:
+            told = {"addr": block.pop("address"), "frames": block.pop("frames")}
+            requested = block.pop("requested_size")
+            if block["state"] != "inactive":
+                block["history"] = [told | {"real_size": requested}]
+    return made["segments"] if kind == "bare" else made
+
+
+def newest_shape(snapshot: Snapshot) -> Snapshot:
+    """`snapshot` with what newer releases add, known and unknown."""
+    made = copy.deepcopy(snapshot)
+    for entry in [entry for trace in made["device_traces"] for entry in trace]:
+        entry |= {
+            "pool_id": (0, 0),
+            "compile_context": "N/A",
+            "user_metadata": "",
+            "internal_metadata": "",
+            "category": "unknown",
+            "not_yet_invented": {"nested": [None, True, 1.5]},
+        }
+    for segment in made["segments"]:
+        segment["not_yet_invented"] = -1
+        for block in segment["blocks"]:
+            if block["state"] == "active_pending_free":
+                block["state"] = "active_awaiting_free"
+    made["allocator_settings"] |= {
+        "graph_capture_record_stream_reuse": False,
+        "trace_alloc_overflowed": False,
+        "trace_alloc_max_entries": 1_000_000,
+    }
+    return made | {"host_segments": [], "host_traces": []}
+
+
+def only_alloc_and_free_completed(snapshot: Snapshot) -> Snapshot:
+    """`snapshot` without entries of segments and without requests of frees."""
+    made = dict(snapshot)
+    made["device_traces"] = [
+        [entry for entry in trace if entry["action"] in ("alloc", "free_completed")]
+        for trace in snapshot["device_traces"]
+    ]
+    return made
+
+
+def cut(snapshot: Snapshot, start: int) -> Snapshot:
+    """`snapshot` without the first `start` entries of its device, as a full ring leaves it."""
+    made = dict(snapshot)
+    made["device_traces"] = [trace[start:] for trace in snapshot["device_traces"]]
+    return made
+
+
+def with_driver_addresses(snapshot: Snapshot, seed: int = 0) -> Snapshot:
+    """`snapshot` with its segments where a driver might have put them.
+
+    Freed addresses are used again, and the order of addresses is not that of creation. Nothing
+    else changes, which is right for the rules of 2.13: they do not look at addresses of segments.
+    """
+    rng = random.Random(seed)
+    made = copy.deepcopy(snapshot)
+    trace = made["device_traces"][device_of(made)]
+    homes = _homes(trace)
+    room = 2 * sum(size for _, size, _, _ in homes) // MIB + 2
+    taken: dict[int, tuple[int, int, float]] = {}
+    for start, size, begins, ends in homes:
+        live = [(at, at + length) for at, length, end in taken.values() if end > begins]
+        while True:
+            at = _LOWEST + rng.randrange(room // 2) * 2 * MIB
+            if all(at + size <= low or high <= at for low, high in live):
+                break
+            room += 1
+        taken[start] = (at, size, ends)
+    starts = sorted(taken)
+
+    def place(address: int) -> int:
+        start = starts[bisect_right(starts, address) - 1]
+        return address - start + taken[start][0]
+
+    for entry in trace:
+        if "addr" in entry:
+            entry["addr"] = place(entry["addr"])
+    for segment in made["segments"]:
+        segment["address"] = place(segment["address"])
+        for block in segment["blocks"]:
+            block["address"] = place(block["address"])
+    made["segments"].sort(key=lambda segment: segment["address"])
+    return made
+
+
+def _homes(trace: list[dict[str, Any]]) -> list[tuple[int, int, int, float]]:
+    """Address, size, first and last entry of each segment and each range, in order of the first."""
+    alive: dict[int, tuple[int, int]] = {}
+    homes: list[tuple[int, int, int, float]] = []
+    ranges: list[tuple[int, int, int]] = []
+    for number, entry in enumerate(trace):
+        if entry["action"] == "segment_alloc":
+            alive[entry["addr"]] = (entry["size"], number)
+        elif entry["action"] == "segment_free":
+            size, begins = alive.pop(entry["addr"])
+            homes.append((entry["addr"], size, begins, number))
+        elif entry["action"] == "segment_map":
+            ranges.append((entry["addr"], entry["addr"] + entry["size"], number))
+    homes += [(at, size, begins, float("inf")) for at, (size, begins) in alive.items()]
+    # Pieces that touch are of one range.
+    merged: list[tuple[int, int, int]] = []
+    for low, high, number in sorted(ranges):
+        if merged and low <= merged[-1][1]:
+            last = merged.pop()
+            merged.append((last[0], max(last[1], high), min(last[2], number)))
+        else:
+            merged.append((low, high, number))
+    homes += [(low, high - low, number, float("inf")) for low, high, number in merged]
+    return sorted(homes, key=lambda home: home[2])
