@@ -226,3 +226,61 @@ class Replay:
 
     def throughput(self, state: str = "cold", repeat: int = 1) -> ThroughputResult:
         """Passes without a clock inside; nanoseconds of each."""
+
+class Difference(TypedDict):
+    entry: int
+    problem: str
+    recorded_address: int
+    recorded_size: int
+    address: int
+    size: int
+
+class CheckedHistory(TypedDict):
+    """What came of following a recorded history.
+
+    ``created_before``: places of segments, of which the first must have been made before the
+    second; ``slacks``: by place of a block whose size was not told, how much more than its request
+    it holds; ``deduced``: how many more hold what no split leaves; ``segments`` and ``blocks``: at
+    the end or at `state_at`; ``entry`` of a block: what allocated it, -1 - place where it was
+    there before; ``reserved`` and ``allocated``: bytes after each entry; ``flushes``: entries at
+    which all cached segments began to be released.
+    """
+
+    difference: Difference | None
+    created_before: list[tuple[int, int]]
+    slacks: dict[int, int]
+    deduced: int
+    segments: dict[str, npt.NDArray[Any]]
+    blocks: dict[str, npt.NDArray[Any]]
+    reserved: npt.NDArray[np.int64]
+    allocated: npt.NDArray[np.int64]
+    flushes: npt.NDArray[np.int64]
+    collected: int
+    pool_releases: int
+
+def check_history(
+    segments: dict[str, npt.NDArray[Any]],
+    blocks: dict[str, npt.NDArray[Any]],
+    entries: dict[str, npt.NDArray[Any]],
+    *,
+    first_private: int,
+    settings: str,
+    learns: bool,
+    state_at: int | None = None,
+) -> CheckedHistory:
+    """Hold the caching allocator against a recorded history (workbench.recorders.trace.history).
+
+    Args:
+        segments: ``address`` (uint64), ``size`` (int64), ``stream`` (int32), ``is_small``,
+            ``is_expandable`` (uint8), in order of their creation.
+        blocks: ``address`` (uint64), ``size``, ``requested``, ``slack`` (int64), ``pending``
+            (uint8), in order of addresses.
+        entries: ``action`` (uint8), ``address`` (uint64), ``size`` (int64), ``stream`` (int32).
+        first_private: streams from here on stand for those of private pools.
+        settings: ``key:value,key:value``.
+        learns: take the record's word where the starting state leaves room for it.
+        state_at: the entry after which to list segments and blocks; None for the last.
+
+    Raises:
+        ValueError: a starting state that contradicts itself, or a wrong setting.
+    """

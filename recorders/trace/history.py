@@ -68,6 +68,7 @@ class History:
         stream: int32, numbers of streams in the order of the pointers that stand for them; 0 is
             the default stream.
         pool: int32, numbers of private pools; 0 is the default pool.
+        place: int64, the entries' places in the file, which may hold others between them.
         before: the state before the first entry.
         after: the state after the last.
         settings: of the allocator, in the syntax of ``PYTORCH_ALLOC_CONF``.
@@ -81,6 +82,7 @@ class History:
     size: Array
     stream: Array
     pool: Array
+    place: Array
     before: State
     after: State
     settings: str

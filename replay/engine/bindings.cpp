@@ -1,6 +1,5 @@
-// The engine's Python face; the only file that knows nanobind.
+// The engine's Python face. Only bindings*.cpp know nanobind.
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -8,6 +7,7 @@
 #include <memory>
 #include <utility>
 
+#include "bindings_columns.h"
 #include "core/clock.h"
 #include "replayer/replay.h"
 
@@ -15,35 +15,10 @@ namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace workbench {
+
+void bind_history(nb::module_& m);  // bindings_history.cpp
+
 namespace {
-
-template <class T>
-using Column = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-
-template <class T>
-std::span<const T> view(const Column<T>& column) {
-  return {column.data(), column.size()};
-}
-
-// A numpy array that owns `values`.
-template <class T>
-nb::object numpy(std::vector<T> values) {
-  auto owned = std::make_unique<std::vector<T>>(std::move(values));
-  T* const data = owned->data();
-  const std::size_t size = owned->size();
-  nb::capsule owner(owned.release(),
-                    [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
-  return nb::cast(nb::ndarray<nb::numpy, T, nb::ndim<1>>(data, {size}, owner));
-}
-
-// A numpy array of `get(row)` for each row.
-template <class Rows, class Get>
-nb::object numpy_of(const Rows& rows, Get&& get) {
-  std::vector<decltype(get(*rows.begin()))> values;
-  values.reserve(rows.size());
-  for (const auto& row : rows) values.push_back(get(row));
-  return numpy(std::move(values));
-}
 
 struct PyEvents {
   PyEvents(Column<std::uint8_t> op_column, Column<std::int32_t> slot_column,
@@ -407,6 +382,8 @@ NB_MODULE(_engine, m) {
   m.def("allocators", &list_allocators);
   m.def("backends", &list_backends);
   m.def("assign_slots", &py_assign_slots, "op"_a, "id"_a);
+
+  bind_history(m);
 
   nb::class_<PyEvents>(m, "Events")
       .def(nb::init<Column<std::uint8_t>, Column<std::int32_t>, Column<std::int64_t>,

@@ -50,24 +50,29 @@ Allocation Caching::allocate(Bytes requested, StreamId stream, ThreadId) {
     block = fresh_block(lane, size);
     if (block == nullptr) return Allocation::refused();
   }
-  const bool was_split = block->is_split() && !block->segment->expandable;
-  if (should_split(pool, size, block->size - size)) {
-    Block& rest = split(*block, size);
-    count_split(pool, *block, rest, was_split);
+  hand_out(*block, size, requested);
+  return {block->address, block};
+}
+
+void Caching::hand_out(Block& block, Bytes size, Bytes requested) {
+  Pool& pool = *block.segment->lane->pool;
+  const bool was_split = block.is_split() && !block.segment->expandable;
+  if (should_split(pool, size, block.size - size)) {
+    Block& rest = split(block, size);
+    count_split(pool, block, rest, was_split);
     if (cause_ == Cause::kServedFromCache) cause_ = Cause::kSplit;
   } else if (was_split) {
     remove(pool, &PoolCounters::inactive_split, 1);
-    remove(pool, &PoolCounters::inactive_split_bytes, block->size);
+    remove(pool, &PoolCounters::inactive_split_bytes, block.size);
   }
-  block->allocated = true;
-  block->requested = requested;
+  block.allocated = true;
+  block.requested = requested;
   add(pool, &PoolCounters::allocation, 1);
-  add(pool, &PoolCounters::allocated_bytes, block->size);
+  add(pool, &PoolCounters::allocated_bytes, block.size);
   add(pool, &PoolCounters::active, 1);
-  add(pool, &PoolCounters::active_bytes, block->size);
+  add(pool, &PoolCounters::active_bytes, block.size);
   add(pool, &PoolCounters::requested_bytes, requested);
-  if (block->size >= settings_.max_split) shared_.oversize_allocations.add(1);
-  return {block->address, block};
+  if (block.size >= settings_.max_split) shared_.oversize_allocations.add(1);
 }
 
 void Caching::free(void* handle, ThreadId) {
@@ -103,7 +108,7 @@ void Caching::empty_cache() {
 Lane& Caching::add_lane(Pool& pool, StreamId stream) {
   const auto index = static_cast<std::size_t>(stream);
   if (index >= pool.lanes.size()) pool.lanes.resize(index + 1);
-  lanes_.push_back(std::make_unique<Lane>(Lane{&pool, stream, {}, nullptr}));
+  lanes_.push_back(std::make_unique<Lane>(Lane{&pool, stream, {}, nullptr, false}));
   pool.lanes[index] = lanes_.back().get();
   return *lanes_.back();
 }

@@ -41,6 +41,8 @@ class Caching final : public Replayed<Caching> {
   std::vector<std::string> warnings() const override;
 
  private:
+  friend class HistoryCheck;  // history_check.h: does what a record says was done
+
   // Rule 1.
   Bytes round_request(Bytes size) const {
     if (settings_.rounds_up()) [[unlikely]] {
@@ -77,7 +79,8 @@ class Caching final : public Replayed<Caching> {
   Lane& add_lane(Pool& pool, StreamId stream);
   // Rule 5.
   Block* best_fit(Lane& lane, Bytes size);
-  // Rule 6.
+  // A block in no tree becomes the program's, without what rule 6 splits off.
+  void hand_out(Block& block, Bytes size, Bytes requested);
   bool should_split(const Pool& pool, Bytes size, Bytes remainder) const {
     const bool may = size < settings_.max_split || pool.smallest_rest == kSmallestBlock;
     return remainder >= pool.smallest_rest && may;
@@ -149,7 +152,7 @@ class Caching final : public Replayed<Caching> {
   // Null where it is refused.
   Block* new_segment(Lane& lane, Bytes size);
   // With one block, in no tree.
-  Segment& add_segment(Lane& lane, std::uint64_t address, Bytes size);
+  Segment& add_segment(Lane& lane, std::uint64_t address, Bytes size, bool expandable);
   // Its one block is in no tree.
   void remove_segment(Segment& segment);
   void release_segment(Block& block);

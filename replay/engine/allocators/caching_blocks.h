@@ -76,7 +76,8 @@ struct Lane {
   Pool* pool;
   StreamId stream;
   FreeBlocks<Block> free;
-  Block* unmapped;  // root of an UnmappedTree
+  Block* unmapped;          // root of an UnmappedTree
+  bool is_private = false;  // keeps its segments when cached ones are released
 };
 
 // CUDA events of one stream, oldest first.

@@ -39,7 +39,7 @@ Block* Caching::find_run(Lane& lane, Bytes size) {
   if (range < size) return nullptr;
   const std::uint64_t address = backend_.reserve(range);
   if (address == 0) return nullptr;
-  Block& whole = *add_segment(lane, address, range).first;
+  Block& whole = *add_segment(lane, address, range, true).first;
   whole.mapped = false;
   UnmappedTree::add(lane.unmapped, whole);
   return &whole;

@@ -31,7 +31,7 @@ Block* Caching::new_segment(Lane& lane, Bytes size) {
   if (settings_.expandable_segments) return grow_segment(lane, size);
   const std::uint64_t address = backend_.allocate(bytes);
   if (address == 0) return nullptr;
-  Segment& segment = add_segment(lane, address, bytes);
+  Segment& segment = add_segment(lane, address, bytes, false);
   segment.mapped = bytes;
   add(*lane.pool, &PoolCounters::segment, 1);
   add(*lane.pool, &PoolCounters::reserved_bytes, bytes);
@@ -41,7 +41,7 @@ Block* Caching::new_segment(Lane& lane, Bytes size) {
   return segment.first;
 }
 
-Segment& Caching::add_segment(Lane& lane, std::uint64_t address, Bytes size) {
+Segment& Caching::add_segment(Lane& lane, std::uint64_t address, Bytes size, bool expandable) {
   Segment& segment = segments_.take();
   segment = {.number = next_number_++,
              .address = address,
@@ -52,7 +52,7 @@ Segment& Caching::add_segment(Lane& lane, std::uint64_t address, Bytes size) {
              .first = nullptr,
              .before = last_segment_,
              .after = nullptr,
-             .expandable = settings_.expandable_segments};
+             .expandable = expandable};
   next_position_ += static_cast<std::uint64_t>(size);
   (last_segment_ == nullptr ? first_segment_ : last_segment_->after) = &segment;
   last_segment_ = &segment;
@@ -134,7 +134,7 @@ void Caching::release_cached() {
   std::vector<Block*> chosen;
   for (Pool& pool : pools_) {
     for (Lane* const lane : pool.lanes) {
-      if (lane == nullptr) continue;
+      if (lane == nullptr || lane->is_private) continue;
       chosen.clear();
       for (Block* block = lane->free.first(); block != nullptr; block = lane->free.next(*block)) {
         if (block->segment->expandable || !block->is_split()) chosen.push_back(block);

@@ -27,6 +27,17 @@ inline constexpr std::array<std::string_view, 8> kActionNames = {
     "segment_free", "segment_map",    "segment_unmap",  "oom",
 };
 
+// Takes memory from the device, gives it back, is asked for by the program.
+constexpr bool takes(Action action) {
+  return action == Action::kSegmentAlloc || action == Action::kSegmentMap;
+}
+constexpr bool releases(Action action) {
+  return action == Action::kSegmentFree || action == Action::kSegmentUnmap;
+}
+constexpr bool requests(Action action) {
+  return action == Action::kAlloc || action == Action::kOom;
+}
+
 struct JournalEntry {
   Action action;
   std::uint64_t address;  // of an oom: the device's free bytes

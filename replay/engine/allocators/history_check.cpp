@@ -1,0 +1,310 @@
+#include "allocators/history_check.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "core/errors.h"
+
+namespace workbench::caching {
+bool RecordedDevice::next_is(Action action, Bytes size) {
+  asked = size;
+  return !due.empty() && due.front().action == action && due.front().size == size;
+}
+
+std::uint64_t RecordedDevice::take(Bytes size) {
+  if (!next_is(Action::kSegmentAlloc, size)) return 0;
+  const std::uint64_t address = due.front().address;
+  due = due.subspan(1);
+  return address;
+}
+
+// A new range is first given memory at its beginning.
+std::uint64_t RecordedDevice::take_range(Bytes) {
+  return due.empty() || due.front().action != Action::kSegmentMap ? 0 : due.front().address;
+}
+
+bool RecordedDevice::map_piece(std::uint64_t address, Bytes size) {
+  if (!next_is(Action::kSegmentMap, size) || due.front().address != address) return false;
+  due = due.subspan(1);
+  return true;
+}
+
+HistoryCheck::HistoryCheck(const History& history, const std::string& settings, bool learns,
+                           std::optional<std::size_t> state_at)
+    : history_(history),
+      learns_(learns),
+      state_at_(state_at.value_or(history.entries.size() - 1)),
+      allocator_(device_, Settings(settings, "caching", caching_settings_help())) {
+  restore();
+}
+
+HistoryResult HistoryCheck::run() {
+  const std::size_t count = history_.entries.size();
+  result_.reserved.reserve(count);
+  result_.allocated.reserve(count);
+  try {
+    std::size_t entry = 0;
+    while (entry < count) {
+      const std::size_t next = step(entry);
+      for (; entry < next; ++entry) {
+        result_.reserved.push_back(allocator_.reserved());
+        result_.allocated.push_back(allocator_.all_.allocated_bytes.current);
+        if (entry == state_at_) list_state();
+      }
+    }
+    if (state_at_ >= count) list_state();
+  } catch (const Stop&) {
+  }
+  return std::move(result_);
+}
+
+std::size_t HistoryCheck::step(std::size_t entry) {
+  const Action action = history_.entries[entry].action;
+  if (releases(action)) return release(entry);
+  if (takes(action)) {
+    if (due_begin_ == due_end_) due_begin_ = entry;
+    due_end_ = entry + 1;
+    return entry + 1;
+  }
+  if (action == Action::kAlloc) {
+    allocate(entry);
+  } else if (action == Action::kOom) {
+    run_out(entry);
+  } else {
+    return action == Action::kFreeRequested ? free(entry) : complete(entry);
+  }
+  just_released_ = false;
+  return entry + 1;
+}
+
+std::size_t HistoryCheck::free(std::size_t entry) {
+  const RecordedEntry& recorded = history_.entries[entry];
+  const auto found = held_.find(recorded.address);
+  if (found == held_.end() || !found->second.first->allocated) {
+    differ(entry, "frees a block that is not there");
+  }
+  Block& block = *found->second.first;
+  just_released_ = false;
+  const bool at_once = entry + 1 < history_.entries.size() &&
+                       history_.entries[entry + 1].action == Action::kFreeCompleted &&
+                       history_.entries[entry + 1].address == recorded.address;
+  if (!at_once) {
+    block.used_streams.clear();
+    allocator_.remove(*block.segment->lane->pool, &PoolCounters::allocation, 1);
+    allocator_.remove(*block.segment->lane->pool, &PoolCounters::allocated_bytes, block.size);
+    block.allocated = false;
+    block.pending_events = 1;
+    return entry + 1;
+  }
+  held_.erase(found);
+  untold_.erase(&block);
+  allocator_.free(&block, 0);
+  return entry + 2;
+}
+
+std::size_t HistoryCheck::complete(std::size_t entry) {
+  const auto found = held_.find(history_.entries[entry].address);
+  if (found == held_.end()) differ(entry, "completes the free of a block that is not there");
+  Block& block = *found->second.first;
+  just_released_ = false;
+  held_.erase(found);
+  untold_.erase(&block);
+  if (block.allocated) {
+    allocator_.free(&block, 0);
+  } else {
+    block.pending_events = 0;
+    allocator_.become_free(block);
+  }
+  return entry + 1;
+}
+
+void HistoryCheck::allocate(std::size_t entry) {
+  const RecordedEntry& recorded = history_.entries[entry];
+  if (recorded.size <= 0 || recorded.size >= kEiB) differ(entry, "asks for no size there is");
+  if (held_.contains(recorded.address)) differ(entry, "allocates a block that is in use");
+  const Bytes size = allocator_.round_request(recorded.size);
+  Lane& of_lane = lane(recorded.stream, size <= kLargestSmall);
+  if (!unexplained_.empty() && !release_available(entry)) {
+    differ(entry, "released segments that no rule releases");
+  }
+  device_.due = std::span(history_.entries).subspan(due_begin_, due_end_ - due_begin_);
+  due_begin_ = due_end_ = 0;
+  // After a release, memory came from the device without another look at what is free.
+  const bool fresh = just_released_ && !device_.due.empty();
+  Block* block = fresh ? nullptr : allocator_.best_fit(of_lane, size);
+  if (block != nullptr) {
+    block = &fitting(entry, block, of_lane, size);
+    of_lane.free.remove(*block);
+  } else {
+    const bool wanted_new = !device_.due.empty();
+    block = allocator_.new_segment(of_lane, size);
+    if (block == nullptr) {
+      differ(entry, wanted_new ? "takes another size from the device" : "finds a free block", 0,
+             device_.asked);
+    }
+  }
+  if (!device_.due.empty()) differ(entry, "takes more from the device");
+  if (block->address != recorded.address) {
+    differ(entry, "is given another address", block->address, size);
+  }
+  allocator_.hand_out(*block, size, recorded.size);
+  held_[recorded.address] = {block, static_cast<std::int64_t>(entry)};
+}
+
+Block& HistoryCheck::fitting(std::size_t entry, Block* found, Lane& of_lane, Bytes size) {
+  const RecordedEntry& recorded = history_.entries[entry];
+  Block* block = found;
+  while (learns_ && block != nullptr &&
+         (!device_.due.empty() || block->address != recorded.address)) {
+    if (device_.due.empty()) {
+      if (Block* const other = tied(*block, recorded.address, of_lane)) return *other;
+      if (Block* const other = shifted(recorded.address, of_lane, size)) {
+        block = allocator_.best_fit(of_lane, size);
+        if (block == other) return *block;
+        continue;
+      }
+    }
+    // It cannot have been that large, or it would have been taken.
+    if (!take_slack(*block, block->size - size + kSmallestBlock)) break;
+    block = allocator_.best_fit(of_lane, size);
+    if (block == nullptr && !device_.due.empty()) {
+      block = allocator_.new_segment(of_lane, size);
+      if (block == nullptr) differ(entry, "takes another size from the device", 0, device_.asked);
+      allocator_.add_to_free(*block);
+      return *block;
+    }
+  }
+  if (block == nullptr) differ(entry, "finds a free block");
+  if (!device_.due.empty()) {
+    differ(entry, "takes memory from the device", block->address, block->size);
+  }
+  if (block->address != recorded.address) {
+    differ(entry, "is given another address", block->address, size);
+  }
+  return *block;
+}
+
+Block* HistoryCheck::tied(Block& found, std::uint64_t address, Lane& of_lane) {
+  if (allocator_.settings_.address_order) return nullptr;
+  std::vector<const Segment*> passed;
+  for (Block* block = &found; block != nullptr && block->size == found.size;
+       block = of_lane.free.next(*block)) {
+    if (block->address == address) {
+      if (block->room() != found.room() || !before_.contains(block->segment->number)) {
+        return nullptr;
+      }
+      for (const Segment* const segment : passed) {
+        if (segment == block->segment || !before_.contains(segment->number)) return nullptr;
+      }
+      for (const Segment* const segment : passed) note_order(*block->segment, *segment);
+      return block;
+    }
+    passed.push_back(block->segment);
+  }
+  return nullptr;
+}
+
+void HistoryCheck::note_order(const Segment& first, const Segment& second) {
+  result_.created_before.emplace(before_.at(first.number), before_.at(second.number));
+}
+
+Block* HistoryCheck::shifted(std::uint64_t address, Lane& of_lane, Bytes size) {
+  for (Block* block = of_lane.free.find(size); block != nullptr;
+       block = of_lane.free.next(*block)) {
+    if (block->address < address &&
+        address - block->address < static_cast<std::uint64_t>(block->size)) {
+      return take_slack(*block, static_cast<Bytes>(address - block->address)) ? block : nullptr;
+    }
+  }
+  return nullptr;
+}
+
+bool HistoryCheck::take_slack(Block& behind, Bytes bytes) {
+  Block* const owner = behind.before;
+  if (!learns_ || owner == nullptr || behind.segment->expandable || bytes >= behind.size) {
+    return false;
+  }
+  const auto found = untold_.find(owner);
+  if (found == untold_.end()) return false;
+  const std::size_t place = found->second;
+  const Bytes slack =
+      owner->size - allocator_.round_request(history_.blocks[place].requested) + bytes;
+  const Bytes most = owner->size + bytes >= allocator_.settings_.max_split
+                         ? allocator_.settings_.max_non_split_rounding
+                         : kLargestSmall;
+  if (slack > most) return false;
+  Lane& of_lane = *behind.segment->lane;
+  of_lane.free.remove(behind);
+  owner->size += bytes;
+  behind.size -= bytes;
+  behind.address += static_cast<std::uint64_t>(bytes);
+  behind.position += static_cast<std::uint64_t>(bytes);
+  of_lane.free.add(behind);
+  result_.slacks[place] = slack;
+  return true;
+}
+
+void HistoryCheck::run_out(std::size_t entry) {
+  const RecordedEntry& recorded = history_.entries[entry];
+  if (recorded.size <= 0 || recorded.size >= kEiB) differ(entry, "asks for no size there is");
+  const Bytes size = allocator_.round_request(recorded.size);
+  Lane& of_lane = lane(recorded.stream, size <= kLargestSmall);
+  if (!unexplained_.empty() && !release_available(entry)) {
+    differ(entry, "released segments that no rule releases");
+  }
+  device_.due = std::span(history_.entries).subspan(due_begin_, due_end_ - due_begin_);
+  due_begin_ = due_end_ = 0;
+  if (!just_released_) {
+    Block* block = allocator_.best_fit(of_lane, size);
+    while (block != nullptr && take_slack(*block, block->size - size + kSmallestBlock)) {
+      block = allocator_.best_fit(of_lane, size);
+    }
+    if (block != nullptr) {
+      differ(entry, "runs out of memory where a free block serves", block->address, block->size);
+    }
+  }
+  if (allocator_.new_segment(of_lane, size) != nullptr || !device_.due.empty()) {
+    differ(entry, "runs out of memory after taking enough from the device");
+  }
+}
+
+void HistoryCheck::differ(std::size_t entry, std::string problem, std::uint64_t address,
+                          Bytes size) {
+  const RecordedEntry& recorded = history_.entries[entry];
+  result_.difference = Difference{static_cast<std::int64_t>(entry),
+                                  std::move(problem),
+                                  recorded.address,
+                                  recorded.size,
+                                  address,
+                                  size};
+  throw Stop();
+}
+
+std::size_t HistoryCheck::next_request(std::size_t entry) const {
+  while (entry < history_.entries.size() && !requests(history_.entries[entry].action)) ++entry;
+  return entry;
+}
+
+void HistoryCheck::list_state() {
+  for (const Segment* segment = allocator_.first_segment_; segment != nullptr;
+       segment = segment->after) {
+    bool runs_on = false;  // of an expandable one, each run of memory is a segment
+    for (const Block* block = segment->first; block != nullptr; block = block->after) {
+      if (block->mapped && !runs_on) {
+        result_.segments.push_back({block->address, 0, segment->lane->stream,
+                                    segment->lane->pool->is_small, segment->expandable});
+      }
+      runs_on = block->mapped;
+      if (!block->mapped) continue;
+      result_.segments.back().size += block->size;
+      const BlockState state = block->allocated   ? BlockState::kActiveAllocated
+                               : block->is_free() ? BlockState::kInactive
+                                                  : BlockState::kActivePendingFree;
+      const std::int64_t entry = block->is_free() ? -1 : held_.at(block->address).second;
+      result_.blocks.push_back(
+          {block->address, block->size, block->is_free() ? 0 : block->requested, state, entry});
+    }
+  }
+}
+
+}  // namespace workbench::caching

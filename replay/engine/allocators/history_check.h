@@ -1,0 +1,185 @@
+// Holds the caching allocator against a recorded history: the same requests from the same starting
+// state must be given the same addresses, and make and release the same segments at the same
+// moments.
+//
+// What a history does not tell of its starting state — in which order segments were made, how large
+// blocks really were that the program freed later — is learned where the record shows it, and
+// handed back, so that a second check from the beginning can start with it.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "allocators/caching.h"
+#include "backends/backend.h"
+#include "core/journal.h"
+
+namespace workbench::caching {
+
+// A segment there was before, or a piece of an expandable one that had memory.
+struct RecordedSegment {
+  std::uint64_t address;
+  Bytes size;
+  StreamId stream;
+  bool is_small;
+  bool is_expandable;
+};
+
+struct RecordedBlock {
+  std::uint64_t address;
+  Bytes size;  // 0: not told; then what the request rounds to, and `slack`
+  Bytes requested;
+  bool pending;
+  Bytes slack;  // how much more it holds
+};
+
+struct RecordedEntry {
+  Action action;
+  std::uint64_t address;
+  Bytes size;
+  StreamId stream;
+};
+
+struct History {
+  std::vector<RecordedSegment> segments;  // in order of their creation
+  std::vector<RecordedBlock> blocks;      // in order of addresses
+  std::vector<RecordedEntry> entries;
+  StreamId first_private = 0;  // streams from here on stand for those of private pools
+};
+
+// Where the record and the allocator part. Addresses and sizes are 0 where there are none.
+struct Difference {
+  std::int64_t entry;  // −1: before the first
+  std::string problem;
+  std::uint64_t recorded_address;
+  Bytes recorded_size;
+  std::uint64_t address;
+  Bytes size;
+};
+
+struct HeldBlock {
+  std::uint64_t address;
+  Bytes size;
+  Bytes requested;
+  BlockState state;
+  std::int64_t entry;  // that allocated it; −1 − place in History::blocks where it was there before
+};
+
+struct HeldSegment {
+  std::uint64_t address;
+  Bytes size;
+  StreamId stream;
+  bool is_small;
+  bool is_expandable;
+};
+
+struct HistoryResult {
+  std::optional<Difference> difference;
+  // Places in History::segments: the first was created before the second.
+  std::set<std::pair<std::size_t, std::size_t>> created_before;
+  // Places in History::blocks, and the slack that the record shows them to have.
+  std::map<std::size_t, Bytes> slacks;
+  std::int64_t deduced = 0;           // blocks that must hold the little that is free behind them
+  std::vector<HeldSegment> segments;  // at the end, or at `state_at`
+  std::vector<HeldBlock> blocks;      // the free ones too
+  std::vector<Bytes> reserved;        // after each entry
+  std::vector<Bytes> allocated;
+  std::vector<std::int64_t> flushes;  // entries at which all cached segments began to be released
+  std::int64_t collected = 0;         // segments released as garbage collection would
+  std::int64_t pool_releases = 0;     // segments of private pools that were given back
+};
+
+// Gives out what the record says, and nothing else.
+class RecordedDevice final : public Backend {
+ public:
+  // More than any device has.
+  RecordedDevice() : Backend({.capacity = Bytes{1} << 46}) {}
+
+  bool is_device() const override { return true; }
+  bool has_memory() const override { return false; }
+
+  std::span<const RecordedEntry> due;  // what the next request took from the device
+  Bytes asked = 0;                     // the last size asked for
+
+ private:
+  bool next_is(Action action, Bytes size);
+  std::uint64_t take(Bytes size) override;
+  void give(std::uint64_t, Bytes) override {}
+  std::uint64_t take_range(Bytes) override;
+  void give_range(std::uint64_t, Bytes) override {}
+  bool map_piece(std::uint64_t address, Bytes size) override;
+  void unmap_piece(std::uint64_t, Bytes) override {}
+  Bytes total_if_unlimited() const override { return Bytes{1} << 46; }
+  Bytes footprint(Bytes size) const override { return size; }
+};
+
+class HistoryCheck {
+ public:
+  // `learns`: takes the record's word where the starting state leaves room for it. `state_at`: the
+  // entry after which to list segments and blocks; the last by default. Throws InputError for a
+  // starting state that contradicts itself, and for settings.
+  HistoryCheck(const History& history, const std::string& settings, bool learns,
+               std::optional<std::size_t> state_at);
+
+  HistoryResult run();
+
+ private:
+  struct Stop {};  // thrown once result_.difference is set
+
+  Lane& lane(StreamId stream, bool is_small);
+  void restore();
+  void restore_expandable(const std::map<std::pair<StreamId, bool>, std::uint64_t>& bases);
+  // Fills a block in no tree with the recorded ones inside it, and adds what is free.
+  void carve(Block& whole, bool is_small, bool is_expandable);
+  Bytes recorded_size(const RecordedBlock& recorded, Bytes room, bool may_have_slack);
+
+  std::size_t step(std::size_t entry);
+  std::size_t free(std::size_t entry);
+  std::size_t complete(std::size_t entry);
+  void allocate(std::size_t entry);
+  void run_out(std::size_t entry);
+  // A run of released segments and unmapped pages; where the next entry is.
+  std::size_t release(std::size_t begin);
+  bool release_all(std::span<const RecordedEntry> run, std::size_t begin);
+  bool release_available(std::size_t request);
+  bool collect(std::span<const RecordedEntry> run);
+  std::size_t next_request(std::size_t entry) const;
+
+  Block& fitting(std::size_t entry, Block* found, Lane& of_lane, Bytes size);
+  // Among blocks as good as `found`, the recorded one; null where it is not one of them.
+  Block* tied(Block& found, std::uint64_t address, Lane& of_lane);
+  // The free block that begins in front of a recorded address, cut to begin there.
+  Block* shifted(std::uint64_t address, Lane& of_lane, Bytes size);
+  bool take_slack(Block& behind, Bytes bytes);
+  void note_order(const Segment& first, const Segment& second);
+
+  [[noreturn]] void differ(std::size_t entry, std::string problem, std::uint64_t address = 0,
+                           Bytes size = 0);
+  void list_state();
+
+  const History& history_;
+  const bool learns_;
+  const std::size_t state_at_;
+  RecordedDevice device_;
+  Caching allocator_;
+  HistoryResult result_;
+  std::unordered_map<std::uint64_t, std::pair<Block*, std::int64_t>> held_;  // by address
+  std::unordered_map<const Block*, std::size_t> untold_;   // blocks whose size was not told
+  std::vector<const Segment*> of_recorded_;                // by place in History::segments
+  std::unordered_map<std::uint64_t, std::size_t> before_;  // segments there were, by their numbers
+  std::size_t due_begin_ = 0;
+  std::size_t due_end_ = 0;
+  bool just_released_ = false;  // right before this entry
+  // A run that only the request behind it can explain.
+  std::vector<RecordedEntry> unexplained_;
+};
+
+}  // namespace workbench::caching

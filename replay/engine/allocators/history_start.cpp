@@ -1,0 +1,295 @@
+// The starting state of a recorded history, made again; and what it says was released.
+#include <algorithm>
+
+#include "allocators/history_check.h"
+#include "core/errors.h"
+
+namespace workbench::caching {
+namespace {
+
+std::string at(std::uint64_t address) {
+  static constexpr char kDigits[] = "0123456789abcdef";
+  std::string text;
+  for (; address != 0 || text.empty(); address >>= 4)
+    text.insert(text.begin(), kDigits[address & 15]);
+  return "at 0x" + text;
+}
+
+}  // namespace
+
+Lane& HistoryCheck::lane(StreamId stream, bool is_small) {
+  Lane& found = allocator_.lane_of(allocator_.pools_[is_small ? 1 : 0], stream);
+  found.is_private = stream >= history_.first_private;
+  return found;
+}
+
+void HistoryCheck::restore() {
+  // The beginning of each stream's range: the lowest address that ever got memory.
+  std::map<std::pair<StreamId, bool>, std::uint64_t> bases;
+  const auto lower = [&](StreamId stream, bool is_small, std::uint64_t address) {
+    const auto [place, is_new] = bases.try_emplace({stream, is_small}, address);
+    if (!is_new) place->second = std::min(place->second, address);
+  };
+  for (const RecordedSegment& segment : history_.segments) {
+    if (segment.is_expandable) lower(segment.stream, segment.is_small, segment.address);
+  }
+  if (!bases.empty()) {
+    for (std::size_t entry = 0; entry < history_.entries.size(); ++entry) {
+      const RecordedEntry& piece = history_.entries[entry];
+      if (piece.action != Action::kSegmentMap) continue;
+      const std::size_t request = next_request(entry);
+      if (request == history_.entries.size()) break;
+      const bool is_small = history_.entries[request].size <= kLargestSmall;
+      if (bases.contains({piece.stream, is_small})) lower(piece.stream, is_small, piece.address);
+    }
+  }
+  of_recorded_.resize(history_.segments.size());
+  for (std::size_t place = 0; place < history_.segments.size(); ++place) {
+    const RecordedSegment& recorded = history_.segments[place];
+    if (recorded.is_expandable) continue;
+    Lane& of_lane = lane(recorded.stream, recorded.is_small);
+    Segment& segment = allocator_.add_segment(of_lane, recorded.address, recorded.size, false);
+    segment.mapped = recorded.size;
+    before_[segment.number] = place;
+    of_recorded_[place] = &segment;
+    allocator_.add(*of_lane.pool, &PoolCounters::segment, 1);
+    allocator_.add(*of_lane.pool, &PoolCounters::reserved_bytes, recorded.size);
+    carve(*segment.first, recorded.is_small, false);
+  }
+  restore_expandable(bases);
+  if (held_.size() != history_.blocks.size()) {
+    throw InputError(std::to_string(history_.blocks.size() - held_.size()) +
+                     " of the blocks that were in use before the first entry lie outside the "
+                     "segments");
+  }
+}
+
+void HistoryCheck::restore_expandable(
+    const std::map<std::pair<StreamId, bool>, std::uint64_t>& bases) {
+  for (const auto& [key, base] : bases) {
+    const auto& [stream, is_small] = key;
+    Lane& of_lane = lane(stream, is_small);
+    const Bytes page = allocator_.page_of(of_lane);
+    const Bytes range = round_up(device_.total() + device_.total() / 8, page);
+    Segment& segment = allocator_.add_segment(of_lane, base, range, true);
+    std::vector<const RecordedSegment*> pieces;
+    for (const RecordedSegment& piece : history_.segments) {
+      if (piece.is_expandable && piece.stream == stream && piece.is_small == is_small) {
+        pieces.push_back(&piece);
+      }
+    }
+    std::sort(pieces.begin(), pieces.end(),
+              [](auto* a, auto* b) { return a->address < b->address; });
+    Block* rest = segment.first;
+    rest->mapped = false;
+    for (const RecordedSegment* const piece : pieces) {
+      const auto gap = static_cast<Bytes>(piece->address - rest->address);
+      if (gap >= rest->size || piece->size >= rest->size - gap) {
+        throw InputError("the expandable segment " + at(piece->address) +
+                         " is too far from the others of its stream");
+      }
+      if (gap > 0) {
+        Block& next = allocator_.cut(*rest, gap);
+        UnmappedTree::add(of_lane.unmapped, *rest);
+        rest = &next;
+      }
+      Block& next = allocator_.cut(*rest, piece->size);
+      rest->mapped = true;
+      segment.mapped += piece->size;
+      allocator_.add(*of_lane.pool, &PoolCounters::reserved_bytes, piece->size);
+      Block* const mapped = rest;
+      rest = &next;
+      carve(*mapped, is_small, true);
+    }
+    UnmappedTree::add(of_lane.unmapped, *rest);
+  }
+}
+
+void HistoryCheck::carve(Block& whole, bool is_small, bool is_expandable) {
+  Lane& of_lane = *whole.segment->lane;
+  const auto begin = std::lower_bound(
+      history_.blocks.begin(), history_.blocks.end(), whole.address,
+      [](const RecordedBlock& block, std::uint64_t address) { return block.address < address; });
+  const std::uint64_t end = whole.address + static_cast<std::uint64_t>(whole.size);
+  Block* rest = &whole;
+  for (auto recorded = begin; recorded != history_.blocks.end() && recorded->address < end;
+       ++recorded) {
+    if (rest == nullptr || recorded->address < rest->address) {
+      throw InputError("blocks overlap " + at(recorded->address));
+    }
+    if (const auto gap = static_cast<Bytes>(recorded->address - rest->address); gap > 0) {
+      Block& next = allocator_.cut(*rest, gap);
+      allocator_.add_to_free(*rest);
+      rest = &next;
+    }
+    const auto after = recorded + 1;
+    const Bytes room = after != history_.blocks.end() && after->address < end
+                           ? static_cast<Bytes>(after->address - recorded->address)
+                           : static_cast<Bytes>(end - recorded->address);
+    const Bytes size = recorded_size(*recorded, room, !is_small && !is_expandable);
+    if (size <= 0 || size > room) throw InputError("blocks overlap " + at(recorded->address));
+    Block* const next = size < rest->size ? &allocator_.cut(*rest, size) : nullptr;
+    Pool& pool = *of_lane.pool;
+    rest->requested = recorded->requested;
+    rest->allocated = !recorded->pending;
+    rest->pending_events = recorded->pending ? 1 : 0;
+    rest->used_streams.clear();
+    const auto place = static_cast<std::size_t>(recorded - history_.blocks.begin());
+    held_[rest->address] = {rest, -1 - static_cast<std::int64_t>(place)};
+    if (recorded->size == 0) untold_[rest] = place;
+    if (rest->allocated) {
+      allocator_.add(pool, &PoolCounters::allocation, 1);
+      allocator_.add(pool, &PoolCounters::allocated_bytes, rest->size);
+    }
+    allocator_.add(pool, &PoolCounters::active, 1);
+    allocator_.add(pool, &PoolCounters::active_bytes, rest->size);
+    allocator_.add(pool, &PoolCounters::requested_bytes, rest->requested);
+    rest = next;
+  }
+  if (rest != nullptr) allocator_.add_to_free(*rest);
+}
+
+Bytes HistoryCheck::recorded_size(const RecordedBlock& recorded, Bytes room, bool may_have_slack) {
+  if (recorded.size != 0) return recorded.size;
+  if (recorded.requested >= kEiB) return 0;
+  const Bytes size = allocator_.round_request(recorded.requested) + recorded.slack;
+  // No split leaves so little: it is the block's own.
+  const bool has_slack = may_have_slack && room > size && room - size <= kLargestSmall;
+  if (has_slack) ++result_.deduced;
+  return has_slack ? room : size;
+}
+
+std::size_t HistoryCheck::release(std::size_t begin) {
+  const std::vector<RecordedEntry>& entries = history_.entries;
+  std::size_t end = begin;
+  while (end < entries.size() && releases(entries[end].action)) ++end;
+  if (due_begin_ < due_end_) {
+    // What was mapped before the device refused the rest.
+    const std::size_t request = next_request(end);
+    if (request == entries.size()) differ(begin, "releases memory in the middle of a request");
+    const Bytes size = allocator_.round_request(entries[request].size);
+    device_.due = std::span(entries).subspan(due_begin_, due_end_ - due_begin_);
+    due_begin_ = due_end_ = 0;
+    Lane& of_lane = lane(entries[request].stream, size <= kLargestSmall);
+    if (allocator_.new_segment(of_lane, size) != nullptr || !device_.due.empty()) {
+      differ(begin, "releases memory in the middle of a request");
+    }
+  }
+  std::vector<RecordedEntry> run;
+  for (std::size_t entry = begin; entry < end; ++entry) {
+    if (entries[entry].stream < history_.first_private) {
+      run.push_back(entries[entry]);
+    } else if (collect({&entries[entry], 1})) {
+      ++result_.pool_releases;
+    } else {
+      differ(entry, "releases a segment that is not wholly free");
+    }
+  }
+  if (!run.empty() && !release_all(run, begin)) {
+    const bool limited = allocator_.settings_.max_split != kNoLimit;
+    if (limited && end < entries.size() &&
+        (takes(entries[end].action) || requests(entries[end].action))) {
+      unexplained_ = run;
+    } else if (allocator_.settings_.garbage_collection_threshold > 0 && collect(run)) {
+      result_.collected += static_cast<std::int64_t>(run.size());
+    } else {
+      differ(begin, "releases other segments");
+    }
+  }
+  just_released_ = true;
+  return end;
+}
+
+bool HistoryCheck::release_all(std::span<const RecordedEntry> run, std::size_t begin) {
+  struct Part {
+    std::uint64_t address;
+    Bytes size;
+    const Block* block;
+  };
+  std::vector<Part> parts;
+  for (Pool& pool : allocator_.pools_) {
+    for (Lane* const of_lane : pool.lanes) {
+      if (of_lane == nullptr || of_lane->is_private) continue;
+      for (Block* block = of_lane->free.first(); block != nullptr;
+           block = of_lane->free.next(*block)) {
+        const Segment& segment = *block->segment;
+        if (!segment.expandable) {
+          if (!block->is_split()) parts.push_back({segment.address, segment.size, block});
+          continue;
+        }
+        const Bytes page = allocator_.page_of(*of_lane);
+        const auto offset = static_cast<Bytes>(block->address - segment.address);
+        const Bytes first = round_up(offset, page);
+        const Bytes last = (offset + block->size) / page * page;
+        if (first < last) {
+          parts.push_back(
+              {segment.address + static_cast<std::uint64_t>(first), last - first, block});
+        }
+      }
+    }
+  }
+  if (parts.size() != run.size()) return false;
+  std::unordered_map<std::uint64_t, std::size_t> place;
+  for (std::size_t i = 0; i < parts.size(); ++i) place[parts[i].address] = i;
+  std::vector<std::pair<const Segment*, const Segment*>> order;
+  for (std::size_t i = 0; i < run.size(); ++i) {
+    const auto found = place.find(run[i].address);
+    if (found == place.end() || parts[found->second].size != run[i].size) return false;
+    if (found->second == i) continue;
+    // Only blocks that are as good as each other may change places.
+    const Block& here = *parts[i].block;
+    const Block& there = *parts[found->second].block;
+    const bool equal = here.size == there.size && here.segment->lane == there.segment->lane;
+    if (!learns_ || !equal || allocator_.settings_.address_order) return false;
+  }
+  for (std::size_t i = 0; i + 1 < run.size(); ++i) {
+    const Segment& first = *parts[place[run[i].address]].block->segment;
+    const Segment& second = *parts[place[run[i + 1].address]].block->segment;
+    const bool tie =
+        first.lane == second.lane && run[i].size == run[i + 1].size && first.number > second.number;
+    if (!tie) continue;
+    if (!before_.contains(first.number) || !before_.contains(second.number)) return false;
+    note_order(first, second);
+  }
+  allocator_.release_cached();
+  result_.flushes.push_back(static_cast<std::int64_t>(begin));
+  return true;
+}
+
+bool HistoryCheck::release_available(std::size_t request) {
+  const std::vector<RecordedEntry> run = std::move(unexplained_);
+  unexplained_.clear();
+  const RecordedEntry& recorded = history_.entries[request];
+  const Bytes size = allocator_.round_request(recorded.size);
+  Journal journal;
+  allocator_.keep_journal(&journal);
+  const bool enough =
+      allocator_.release_available(lane(recorded.stream, size <= kLargestSmall), size);
+  if (journal.entries().size() < run.size() || !enough) allocator_.release_cached();
+  allocator_.keep_journal(nullptr);
+  const std::vector<JournalEntry>& made = journal.entries();
+  just_released_ = true;
+  return std::equal(made.begin(), made.end(), run.begin(), run.end(),
+                    [](const JournalEntry& a, const RecordedEntry& b) {
+                      return a.address == b.address && a.size == b.size;
+                    });
+}
+
+bool HistoryCheck::collect(std::span<const RecordedEntry> run) {
+  std::vector<Block*> whole;
+  for (const RecordedEntry& entry : run) {
+    Block* found = nullptr;
+    for (Segment* segment = allocator_.first_segment_; segment != nullptr && found == nullptr;
+         segment = segment->after) {
+      Block* const block = segment->first;
+      const bool is_it = segment->address == entry.address && segment->size == entry.size;
+      if (is_it && !segment->expandable && block->is_free() && !block->is_split()) found = block;
+    }
+    if (found == nullptr) return false;
+    whole.push_back(found);
+  }
+  for (Block* const block : whole) allocator_.release_segment(*block);
+  return true;
+}
+
+}  // namespace workbench::caching
