@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from workbench.common.errors import RunError
 
 # -P, as PYTHONSAFEPATH: a `replay.py` in the user's current folder is none of ours.
 WORKER_COMMAND = (sys.executable, "-P", "-m", "workbench.replay.worker")
@@ -29,6 +33,24 @@ class RunOutcome:
     status: str
     reason: str | None
     result: dict[str, Any] | None
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for events and workers' files that goes away however the work in it ends."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="workbench-replay-") as scratch:
+            yield Path(scratch)
+    except OSError as error:
+        raise RunError(
+            f"cannot write what workers need to {error.filename or tempfile.gettempdir()} "
+            f"({error.strerror or error}); make room, or set TMPDIR to a folder with more"
+        ) from None
+
+
+def worker_environment() -> dict[str, str]:
+    """Ours, with one thread for numpy's mathematics, which would start more that nothing needs."""
+    return {**os.environ, "PYTHONSAFEPATH": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def run_worker(
@@ -56,8 +78,7 @@ def run_worker(
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=stderr,
-            # One thread: numpy's mathematics would start more, which nothing here needs.
-            env={**os.environ, "PYTHONSAFEPATH": "1", "OPENBLAS_NUM_THREADS": "1"},
+            env=worker_environment(),
             # Ctrl-C at the terminal is the runner's to handle.
             start_new_session=True,
         )
@@ -77,18 +98,26 @@ def run_worker(
 
 
 def _outcome(code: int, answer: Path, errors: Path) -> RunOutcome:
-    said = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    last_words = f" ({said[-1][:300]})" if said else ""
-    if code < 0:
-        number = -code
-        name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
-        hint = "; the system may be out of memory" if number == signal.SIGKILL else ""
-        return RunOutcome("crashed", f"a run was ended by signal {name}{hint}{last_words}", None)
     if code != 0 or not answer.exists():
-        return RunOutcome(
-            "crashed", f"a run ended with exit code {code} and no result{last_words}", None
-        )
+        return RunOutcome("crashed", how_it_ended(code, errors), None)
     result = json.loads(answer.read_text(encoding="utf-8"))
     if "error" in result:
         return RunOutcome("crashed", f"the engine stopped: {result['error']}", None)
     return RunOutcome("ok", None, result)
+
+
+def how_it_ended(code: int, errors: Path) -> str:
+    """In words, why a worker left no result.
+
+    Args:
+        code: its exit code; minus the signal's number where one ended it.
+        errors: what it wrote to standard error.
+    """
+    said = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    last_words = f" ({said[-1][:300]})" if said else ""
+    if code >= 0:
+        return f"a run ended with exit code {code} and no result{last_words}"
+    number = -code
+    name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
+    hint = "; the system may be out of memory" if number == signal.SIGKILL else ""
+    return f"a run was ended by signal {name}{hint}{last_words}"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +27,7 @@ from workbench.replay.cell import (
 )
 from workbench.replay.events import LoadedTrace, Traffic, load_trace
 from workbench.replay.machine import describe_machine, noise_warnings, package_versions
-from workbench.replay.processes import WORKER_COMMAND, RunOutcome, run_worker
+from workbench.replay.processes import WORKER_COMMAND, RunOutcome, run_worker, scratch_folder
 from workbench.replay.result_writer import check_free, prepare_output, write_result
 from workbench.replay.results import FORMAT_VERSION, CellResult
 
@@ -134,7 +133,7 @@ def replay_traces(
     prepare_output(output)
     session = Session(left_out=left_out)
     machine = describe_machine()
-    with _scratch_folder() as scratch:
+    with scratch_folder() as scratch:
         jobs = _make_jobs(traces, specs, output, options, scratch, progress)
         _run(jobs, options, scratch, progress)
         for job in jobs:
@@ -148,19 +147,6 @@ def replay_traces(
             if info["outcome"]["status"] in ("crashed", "timed_out", "unavailable"):
                 session.failed.append(job.folder.name)
     return session
-
-
-@contextlib.contextmanager
-def _scratch_folder() -> Iterator[Path]:
-    """A folder for events and workers' files that goes away however the replay ends."""
-    try:
-        with tempfile.TemporaryDirectory(prefix="workbench-replay-") as scratch:
-            yield Path(scratch)
-    except OSError as error:
-        raise RunError(
-            f"cannot write what workers need to {error.filename or tempfile.gettempdir()} "
-            f"({error.strerror or error}); make room, or set TMPDIR to a folder with more"
-        ) from None
 
 
 def _check(options: Options) -> None:

@@ -31,13 +31,14 @@ _SMALL_SHARE = 0.01
 _PR_SET_PDEATHSIG = 1
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Have the kernel end this process when the runner is killed: nothing else would."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _load_events(folder: Path, slot_count: int) -> tuple[Any, dict[str, np.ndarray]]:
+def load_events(folder: Path, slot_count: int) -> tuple[Any, dict[str, np.ndarray]]:
+    """The engine's events in `folder`, and their columns, mapped from what `Traffic.save` wrote."""
     columns = {
         name: np.load(folder / f"{name}.npy", mmap_mode="r")
         for name in ("op", "slot", "size", "stream", "thread")
@@ -138,7 +139,7 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
             The memory pass has a process of its own: what timed passes leave in the heap would
             hide the growth of resident memory, and what it leaves would warm their cold state.
     """
-    events, columns = _load_events(Path(task["events"]), task["slot_count"])
+    events, columns = load_events(Path(task["events"]), task["slot_count"])
     replay = _engine.Replay(events, **task["replay"])
     if task["memory"]:
         idle = _throughput(_engine.Replay(events, "null", backend="simulated"), "cold")
@@ -163,7 +164,7 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Read the task, measure, leave the result."""
-    _die_with_parent()
+    die_with_parent()
     task = json.load(sys.stdin)
     folder = Path(task["output"])
     try:
