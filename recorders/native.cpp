@@ -1,4 +1,4 @@
-// Python's face of the converter, the checker and the summary; nothing else here knows nanobind.
+// Python's face of what is here in C++; nothing else here knows nanobind.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/filesystem.h>
@@ -8,10 +8,13 @@
 #include <filesystem>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "clock.h"
+#include "json_events.h"
+#include "pickle_check.h"
 #include "spool_converter.h"
 #include "trace_checker.h"
 #include "trace_summary.h"
@@ -154,7 +157,7 @@ nb::list GroupsAtPeak(const TraceSummary& summary) {
 }  // namespace
 
 NB_MODULE(_native, m) {
-  m.doc() = "Spool conversion, trace checks and trace summaries.";
+  m.doc() = "Spool conversion, trace checks, trace summaries, and the guards of imports.";
 
   m.def(
       "read_clock",
@@ -166,6 +169,41 @@ NB_MODULE(_native, m) {
       "Processor ticks and CLOCK_MONOTONIC nanoseconds at one moment.");
   m.def("parse_control", &ParseControl, "page"_a,
         "The fields of a spool's control page; ValueError says what is wrong with it.");
+
+  m.def(
+      "check_pickle",
+      [](nb::bytes pickle) {
+        const std::string_view view(pickle.c_str(), pickle.size());
+        nb::gil_scoped_release released;
+        CheckPickle(view);
+      },
+      "pickle"_a,
+      "ValueError, with what is wrong and at which byte, unless the pickle holds plain data only.");
+
+  nb::class_<JsonEvents>(m, "JsonEvents",
+                         "Cuts a Chrome trace that arrives in pieces into whole events.")
+      .def(nb::init<>())
+      .def(
+          "feed",
+          [](JsonEvents& self, nb::bytes piece) {
+            const std::string_view view(piece.c_str(), piece.size());
+            std::string found;
+            {
+              nb::gil_scoped_release released;
+              found = self.Feed(view);
+            }
+            return nb::bytes(found.data(), found.size());
+          },
+          "piece"_a, "A JSON list of the events that are complete by now; ValueError.")
+      .def(
+          "finish",
+          [](JsonEvents& self) {
+            const std::string outside = self.Finish();
+            return nb::bytes(outside.data(), outside.size());
+          },
+          "The trace without its events; ValueError where its end is missing.")
+      .def_prop_ro("events_at", &JsonEvents::events_at,
+                   "The byte of the whole at which the last list of events begins.");
 
   nb::class_<SpoolConverter>(m, "SpoolConverter",
                              "Rows of a trace from one process's spool folder.")

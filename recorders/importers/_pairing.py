@@ -27,8 +27,8 @@ def pair_by_address(is_alloc: Bools, address: Addresses) -> Places:
         address: shape (n,).
 
     Returns:
-        Shape (n,): of a free, the row of the allocation it ends, −1 where there is none; of an
-        allocation, the row of its free, −1 where it stays live.
+        Shape (n,): of a free, the row of the allocation it ends, -1 where there is none; of an
+        allocation, the row of its free, -1 where it stays live.
     """
     partner = np.full(len(address), -1, np.int64)
     order, next_is_same = _by_address(address)

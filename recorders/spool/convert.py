@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from workbench.common.errors import BrokenFileError, RunError
-from workbench.common.files import replaced_file
+from workbench.common.errors import BrokenFileError
 from workbench.recorders._native import SpoolConverter, parse_control
 from workbench.recorders.spool.names import Names
 from workbench.recorders.trace.metadata import TraceMetadata
 from workbench.recorders.trace.schema import PHASES
+from workbench.recorders.trace.stacks import write_stacks
 from workbench.recorders.trace.writer import TraceWriter
 
 _ROWS_AT_ONCE = 500_000
@@ -111,7 +110,7 @@ def convert_process(
                 stacks=bool(stacks) or writer.metadata["stacks"],
             )
             # Before the trace: one that names stacks must never be without them.
-            stacks_path = _write_stacks(output, stacks)
+            stacks_path = write_stacks(output, list(stacks.values()))
     except BaseException:
         if stacks_path is not None:
             stacks_path.unlink(missing_ok=True)
@@ -234,25 +233,3 @@ def _lost_reason(control: Mapping[str, Any], counts: Mapping[str, int]) -> str |
         if counts[key]:
             reasons.append(f"{counts[key]} segment files of the spool are {words}")
     return "; ".join(reasons) or None
-
-
-def _write_stacks(output: Path, stacks: Mapping[int, str]) -> Path | None:
-    path = output.with_name(f"{output.stem}.stacks.parquet")
-    if not stacks:
-        path.unlink(missing_ok=True)
-        return None
-    table = pa.table(
-        {
-            "stack_id": pa.array(range(len(stacks)), pa.int32()),
-            "stack": pa.array(list(stacks.values()), pa.string()),
-        }
-    )
-    try:
-        with replaced_file(path) as part:
-            pq.write_table(table, part, compression="zstd")
-    except OSError as error:
-        raise RunError(
-            f"{path}: the stacks could not be written ({error.strerror or error}); make room, or "
-            "name a file on another disk"
-        ) from error
-    return path

@@ -43,6 +43,8 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "exit_code": None,
     "signal": None,
     "reported_peaks": {},
+    "rounded_sizes": [],
+    "imported": None,
 }
 
 _TYPE_WORDS: Final = {
@@ -85,6 +87,8 @@ _TYPES: Final[dict[str, type]] = {
     "exit_code": int,
     "signal": int,
     "reported_peaks": dict,
+    "rounded_sizes": list,
+    "imported": dict,
 }
 _NEVER_NULL: Final = {key for key, value in _DEFAULTS.items() if value is not None}
 
@@ -116,6 +120,13 @@ _INSIDE: Final[dict[tuple[str, ...], _Kind]] = {
     ("devices", "*", "capacity"): _SIZE,
     ("devices", "*", "held_by_others"): _SIZE,
     ("threads", "*"): (_is_whole, "a whole number"),
+    ("rounded_sizes", "*"): (lambda v: isinstance(v, str), "text"),
+    ("imported", "kind"): _TEXT,
+    ("imported", "file"): _TEXT,
+    ("imported", "notes"): (lambda v: isinstance(v, list), "a list"),
+    ("imported", "notes", "*"): (lambda v: isinstance(v, str), "text"),
+    ("imported", "checks"): (lambda v: isinstance(v, list), "a list"),
+    ("imported", "checks", "*"): (lambda v: isinstance(v, dict), "an object"),
 }
 
 _REMEDY: Final = "record it again, or write it with workbench.recorders.trace.TraceWriter"
@@ -224,7 +235,7 @@ def _inside(value: Any, names: tuple[str, ...], at: str = "") -> Iterator[tuple[
     if not names:
         yield at.removeprefix("."), value
         return
-    found = value.items() if isinstance(value, dict) else enumerate(value)
+    found = value.items() if isinstance(value, dict) else enumerate(value or ())
     for name, part in found:
         if names[0] in ("*", name):
             yield from _inside(part, names[1:], f"{at}.{name}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -117,8 +117,8 @@ def _print_summary(console: Console, summary: FileSummary, top: int, several: bo
     from workbench.common.units import format_bytes
 
     console.print(_overview(summary, several))
-    for warning in _warnings(summary):
-        console.print(f"[yellow]Warning:[/] {_plain(warning)}", soft_wrap=True)
+    for warning in warnings(summary):
+        console.print(f"[yellow]Warning:[/] {plain(warning)}", soft_wrap=True)
     if not summary.events:
         console.print("The trace holds no events.")
         return
@@ -163,10 +163,22 @@ def _overview(summary: FileSummary, several: bool) -> Table:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for name, value in rows.items():
+    for name, value in [*rows.items(), *_imported(about)]:
         if value:
-            table.add_row(name, _plain(value))
+            table.add_row(name, plain(value))
     return table
+
+
+def _imported(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Rows about the import, where the trace was imported."""
+    from workbench.commands._imported import check_lines, note_lines
+
+    imported = about["imported"]
+    if imported is None:
+        return
+    yield "imported", _joined(kind=imported.get("kind"), file=imported.get("file"))
+    lines = note_lines(imported.get("notes", ())) + check_lines(imported.get("checks", ()))
+    yield from (("", line) for line in lines)
 
 
 def _device_names(summary: FileSummary) -> list[str]:
@@ -190,7 +202,8 @@ def _span(summary: FileSummary) -> str:
     return format_duration(summary.last_time_ns - summary.first_time_ns)
 
 
-def _warnings(summary: FileSummary) -> Iterator[str]:
+def warnings(summary: FileSummary) -> Iterator[str]:
+    """What to know before believing the numbers, a sentence each."""
     about = summary.metadata
     if not about["complete"]:
         yield (
@@ -220,13 +233,13 @@ def _devices_table(summary: FileSummary) -> Table:
     )  # fmt: skip
     for device in summary.devices:
         table.add_row(
-            _plain(device.device),
+            plain(device.device),
             format_bytes(device.peak_bytes),
             f"{device.peak_blocks:,}",
             f"{device.peak_event:,}",
             format_duration(device.peak_time_ns),
             f"{device.peak_step:,}" if device.peak_step >= 0 else "",
-            _plain(device.peak_phase),
+            plain(device.peak_phase),
             format_bytes(device.live_bytes),
             f"{device.live_blocks:,}",
         )
@@ -237,12 +250,12 @@ def _shares_table(device: DeviceSummary, what: str, shares: list[Share], top: in
     from workbench.common.units import format_bytes
 
     table = _table(
-        f"{_plain(device.device)}: {what} that allocated what is live at the peak",
+        f"{plain(device.device)}: {what} that allocated what is live at the peak",
         what[:-1], "bytes", "share", "blocks",
     )  # fmt: skip
     for share in shares[:top]:
         table.add_row(
-            _plain(share.name) if share.name is not None else "(none)",
+            plain(share.name) if share.name is not None else "(none)",
             format_bytes(share.bytes),
             f"{share.bytes / max(device.peak_bytes, 1):.1%}",
             f"{share.blocks:,}",
@@ -310,10 +323,10 @@ def _files_table(summaries: list[FileSummary]) -> Table:
     table = _table("Files", "file", "device", "events", "span", "peak live", "complete", left=2)
     for summary in summaries:
         name = summary.path.rsplit("/", 1)[-1]
-        peaks = [(_plain(device.device), device.peak_bytes) for device in summary.devices]
+        peaks = [(plain(device.device), device.peak_bytes) for device in summary.devices]
         for device, peak in peaks or [("none", 0)]:
             table.add_row(
-                _plain(name),
+                plain(name),
                 device,
                 f"{summary.events:,}",
                 _span(summary),
@@ -374,7 +387,7 @@ def _print_rows(file: TraceFile, text: str, as_json: bool) -> None:
     for place, row in enumerate(rows):
         table.add_row(
             f"{start + place:,}",
-            *("" if row[name] is None else _plain(str(row[name])) for name in shown),
+            *("" if row[name] is None else plain(str(row[name])) for name in shown),
         )
     console = _console()
     console.print(
@@ -382,10 +395,10 @@ def _print_rows(file: TraceFile, text: str, as_json: bool) -> None:
     )
     console.print(table)
     if same:
-        console.print("In all of them: " + _plain(_joined(**same)), soft_wrap=True)
+        console.print("In all of them: " + plain(_joined(**same)), soft_wrap=True)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text from a file, safe to print: no markup of ours, no commands to the terminal."""
     from rich.markup import escape
 

@@ -1,0 +1,168 @@
+"""Files of other tools, written as traces: what ``wb import`` does."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.common.errors import BrokenFileError, RunError, TraceError, UsageError
+
+if TYPE_CHECKING:
+    from workbench.recorders.importers import Imported
+    from workbench.recorders.trace.summary import FileSummary
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how far it is and how far it goes."""
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What became of a file.
+
+    Attributes:
+        output: the trace.
+        kind: name of the importer.
+        file: the file that was read.
+        stacks: the stack table, where the file has stacks.
+        summary: what the trace holds.
+    """
+
+    output: Path
+    kind: str
+    file: Path
+    stacks: Path | None
+    summary: FileSummary
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about what was inferred, dropped or assumed."""
+        return list(self.summary.metadata["imported"]["notes"])
+
+    @property
+    def checks(self) -> list[dict[str, Any]]:
+        """A verdict for each device whose allocator was replayed and held against the file."""
+        return list(self.summary.metadata["imported"]["checks"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dictionaries and lists."""
+        return {
+            "output": str(self.output),
+            "kind": self.kind,
+            "file": str(self.file),
+            "stacks": None if self.stacks is None else str(self.stacks),
+            "events": self.summary.events,
+            "complete": self.summary.metadata["complete"],
+            "devices": [asdict(device) for device in self.summary.devices],
+            "notes": self.notes,
+            "checks": self.checks,
+        }
+
+
+def import_file(
+    source: str | Path,
+    output: str | Path,
+    *,
+    kind: str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> ImportReport:
+    """Write a file of another tool as a trace.
+
+    The trace is checked against the rules of its format before it appears.
+
+    Args:
+        source: the file; one packed with gzip is unpacked while it is read.
+        output: the trace to write, ``NAME.parquet``; stacks go to ``NAME.stacks.parquet``.
+        kind: name of the importer; None: the one that recognises the content.
+        force: replace an existing trace.
+        progress: called now and then.
+
+    Raises:
+        UsageError: `output` exists or cannot be created; `kind` is not known.
+        BrokenFileError: `source` cannot be read, is of no known kind, or is broken.
+        RunError: the disk is full, or memory was not enough; nothing half-written is left.
+    """
+    from workbench.recorders.importers import Source, importer_for
+
+    source, output = Path(source), Path(output)
+    opened = Source(source)
+    _check_output(source, output, force)
+    importer = importer_for(opened, kind)
+    call = progress or (lambda what, done, total: None)
+    try:
+        imported = importer.read(opened, lambda done, total: call("Reading", done, total))
+        call("Checking the allocator", 0, 1)
+        about = {
+            "kind": importer.NAME,
+            "file": source.name,
+            "notes": imported.notes,
+            "checks": _checks(imported),
+        }
+        stacks, summary = _write(imported, about, source, output, call)
+    except MemoryError as error:
+        raise RunError(
+            f"{source}: needs more memory to import than there is; import it on a larger machine, "
+            "or record a shorter span of the program"
+        ) from error
+    return ImportReport(output, importer.NAME, source, stacks, summary)
+
+
+def _checks(imported: Imported) -> list[dict[str, Any]]:
+    """The one place where what a recorded allocator did is held against a replay."""
+    return []
+
+
+def _check_output(source: Path, output: Path, force: bool) -> None:
+    if output.is_dir():
+        raise UsageError(f"{output} is a folder; name a file with -o, such as {output}/run.parquet")
+    folder = output.absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f"the folder {folder} does not exist; create it, or use another -o")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"the folder {folder} is read-only; use another -o")
+    if output.exists():
+        if output.samefile(source):
+            raise UsageError(f"{output} is the file to import; name another with -o")
+        if not force:
+            raise UsageError(f"{output} exists; use --force to replace it, or another -o")
+
+
+def _write(
+    imported: Imported, about: dict[str, Any], source: Path, output: Path, progress: Progress
+) -> tuple[Path | None, FileSummary]:
+    from dataclasses import replace
+
+    from workbench.common.files import replaced_file
+    from workbench.common.version import __version__
+    from workbench.recorders.trace import TraceWriter, open_trace
+    from workbench.recorders.trace.stacks import write_stacks
+    from workbench.recorders.trace.summary import summarise
+
+    metadata = {**imported.metadata, "imported": about, "stacks": bool(imported.stacks)}
+    metadata["versions"] = {"workbench": __version__, **metadata.get("versions", {})}
+    with replaced_file(output) as part:
+        try:
+            with TraceWriter(part, metadata) as writer:
+                writer.write(imported.columns)
+            (written,) = open_trace(part).files
+            summary = summarise(
+                written, lambda done, total: progress("Checking the trace", done, total)
+            )
+        except RunError as error:
+            raise RunError(str(error).replace(str(part), str(output))) from error
+        except TraceError as error:
+            raise BrokenFileError(
+                source,
+                f"contradicts itself: the trace made of it breaks a rule ({error.problem})",
+                "record it again",
+            ) from error
+        # Before the trace appears: one that names stacks must never be without them.
+        stacks = write_stacks(output, imported.stacks) if imported.stacks else None
+    if stacks is None:
+        with contextlib.suppress(OSError):
+            write_stacks(output, [])
+    return stacks, replace(summary, path=str(output))
