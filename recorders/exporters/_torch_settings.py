@@ -8,6 +8,7 @@ from typing import Any
 _MIB = 2**20
 # One `key:value`; what is in square brackets is one value.
 _SETTING = re.compile(r"([^,:\[\]]+):(\[[^\]]*\]|[^,]*)")
+_UNIT = 512  # bytes that a block is a multiple of
 _SLOTS = 16  # of the table of divisions: requests of 1 MiB, 2 MiB, … 32 GiB and above
 _OURS = "rules"  # a setting of the workbench's, which PyTorch does not know
 
@@ -32,6 +33,19 @@ def allocator_settings(text: str) -> dict[str, Any]:
         "pinned_use_cuda_host_register": _is_on(given, "pinned_use_cuda_host_register"),
         "roundup_power2_divisions": {str(1 << slot): value for slot, value in enumerate(divisions)},
     }
+
+
+def rounded(size: int, settings: dict[str, Any]) -> int:
+    """Bytes of the block that a request of `size` bytes gets, under `allocator_settings`."""
+    slot = min(max(size.bit_length() - 1 - 20, 0), _SLOTS - 1)
+    divisions = settings["roundup_power2_divisions"][str(1 << slot)]
+    unit = _UNIT
+    if divisions > 1 and size > _UNIT * divisions:
+        floor = 1 << (size.bit_length() - 1)
+        if size == floor:
+            return size
+        unit = floor // divisions or 2 * floor
+    return max(-(-size // unit), 1) * unit
 
 
 def _is_on(given: dict[str, str], key: str) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 
 from workbench.common.units import format_bytes
 from workbench.recorders.exporters import Progress, ReplaySource, Written
-from workbench.recorders.exporters._torch_settings import allocator_settings
+from workbench.recorders.exporters._torch_settings import allocator_settings, rounded
 from workbench.recorders.trace.history import ACTIONS, STATES
 
 NAME = "torch-snapshot"
@@ -61,10 +61,15 @@ def snapshot_of(source: ReplaySource, progress: Progress = lambda *_: None) -> d
     found = _INDEX.fullmatch(source.history.device)
     device = int(found[1]) if found else 0
     stacks = _Frames(source.origins.stacks)
+    settings = allocator_settings(source.history.settings)
+    trace = _entries(source, stacks, progress)
+    # The size of a request that failed is told as rounded, other than that of one that did not.
+    for number in np.flatnonzero(source.history.action == ACTIONS.index("oom")).tolist():
+        trace[number]["size"] = rounded(trace[number]["size"], settings)
     return {
         "segments": _segments(source, device, stacks),
-        "device_traces": [*([] for _ in range(device)), _entries(source, stacks, progress)],
-        "allocator_settings": allocator_settings(source.history.settings),
+        "device_traces": [*([] for _ in range(device)), trace],
+        "allocator_settings": settings,
         "external_annotations": [
             {"stage": "START" if begins else "END", "name": name, "device": device, "time_us": time}
             for name, begins, time in source.origins.annotations

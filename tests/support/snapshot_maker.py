@@ -1,32 +1,33 @@
 """Memory snapshots of our own making, shaped like PyTorch's, old ones and new ones.
 
-What is in them comes from a replay: its journal, and its blocks at one event.
+What is in them comes from a replay, its journal and its blocks at one event; or from the slow model
+of the allocator, which knows where drivers put segments.
 """
 
 from __future__ import annotations
 
 import copy
 import pickle
-import random
-from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from snapshot_model import record
 
 from workbench.recorders.exporters import ReplaySource
 from workbench.recorders.exporters.torch_snapshot import snapshot_of
+from workbench.recorders.trace.origins import Origins
 from workbench.replay import _engine
 from workbench.replay.events import LoadedTrace, load_trace
-from workbench.replay.journal import ReplayedHistory, replay_history
+from workbench.replay.journal import replay_history
 
 Snapshot = dict[str, Any]
-MIB = 2**20
 START = "2026-01-02T03:04:05+00:00"
 STEP_NS = 10_000
-_LOWEST = 0x7F00_0000_0000  # where drivers put memory
+_OUTER = "train.py:1 <module>;train.py:7 step"
 
 _GOLDEN_NAMES = {"stream_done": "synchronize", "sync": "synchronize"}
 _SCOPES = [f"model.py:{10 + number} layer_{number}" for number in range(9)]
@@ -67,7 +68,7 @@ def loaded_trace(operations: Iterable[Sequence[Any]], device: str = "cuda:0") ->
     )
 
 
-def made_history(
+def make_source(
     source: Iterable[Sequence[Any]] | LoadedTrace | Path | str,
     settings: str = "",
     *,
@@ -76,8 +77,11 @@ def made_history(
     device: int = 0,
     completion: str = "recorded",
     at: str | int = "end",
-) -> ReplayedHistory:
+    seed: int | None = None,
+) -> ReplaySource:
     """What `make_snapshot` writes, as columns."""
+    if seed is not None:
+        return _by_model(source, settings, capacity, rules, device, completion, seed)
     if isinstance(source, str | Path):
         (loaded,) = load_trace(str(source))
     elif isinstance(source, LoadedTrace):
@@ -93,11 +97,40 @@ def made_history(
         completion=completion,
         at=at,
     )
-    stacks = [f"train.py:1 <module>;train.py:7 step;{text}" for text in made.origins.stacks]
-    return replace(
-        made,
-        history=replace(made.history, device=f"cuda:{device}"),
-        origins=replace(made.origins, stacks=stacks),
+    stacks = [f"{_OUTER};{text}" for text in made.origins.stacks]
+    return ReplaySource(
+        replace(made.history, device=f"cuda:{device}"), replace(made.origins, stacks=stacks)
+    )
+
+
+def start_us() -> int:
+    """Microseconds since 1970 of the first operation."""
+    return int(datetime.fromisoformat(START).timestamp()) * 1_000_000
+
+
+def _by_model(
+    operations: Any,
+    settings: str,
+    capacity: int | None,
+    rules: str,
+    device: int,
+    completion: str,
+    seed: int,
+) -> ReplaySource:
+    model = record(operations, settings, capacity or 1 << 40, rules, completion, seed)
+    history, events = model.history(f"cuda:{device}", settings, rules)
+    after = history.after
+    event = np.array(events, dtype=np.int64)
+    return ReplaySource(
+        history,
+        Origins(
+            time_us=start_us() + event * (STEP_NS // 1000),
+            stack=(event % len(_SCOPES)).astype(np.int32),
+            segment_stack=np.zeros(len(after.segments["address"]), dtype=np.int32),
+            block_stack=np.where(after.blocks["state"] > 0, 0, -1),
+            stacks=[f"{_OUTER};{text}" for text in _SCOPES],
+            annotations=[],
+        ),
     )
 
 
@@ -110,6 +143,7 @@ def make_snapshot(
     device: int = 0,
     completion: str = "recorded",
     at: str | int = "end",
+    seed: int | None = None,
 ) -> Snapshot:
     """The snapshot that PyTorch would have written after running some operations.
 
@@ -121,17 +155,22 @@ def make_snapshot(
         device: its number, so its place in ``device_traces``.
         completion: when work on streams completes, as for a replay.
         at: ``end``, ``peak``, ``oom`` or the number of an operation.
+        seed: of a driver that puts segments anywhere and uses addresses again, without which the
+            two rule sets are one. Made by the slow model from operations, so a few thousand of
+            them, and `at` the end.
     """
-    made = made_history(
-        source,
-        settings,
-        capacity=capacity,
-        rules=rules,
-        device=device,
-        completion=completion,
-        at=at,
+    return snapshot_of(
+        make_source(
+            source,
+            settings,
+            capacity=capacity,
+            rules=rules,
+            device=device,
+            completion=completion,
+            at=at,
+            seed=seed,
+        )
     )
-    return snapshot_of(ReplaySource(made.history, made.origins))
 
 
 def save(snapshot: Any, path: Path, protocol: int = 4) -> Path:
@@ -212,66 +251,3 @@ def cut(snapshot: Snapshot, start: int) -> Snapshot:
     made = dict(snapshot)
     made["device_traces"] = [trace[start:] for trace in snapshot["device_traces"]]
     return made
-
-
-def with_driver_addresses(snapshot: Snapshot, seed: int = 0) -> Snapshot:
-    """`snapshot` with its segments where a driver might have put them.
-
-    Freed addresses are used again, and the order of addresses is not that of creation. Nothing
-    else changes, which is right for the rules of 2.13: they do not look at addresses of segments.
-    """
-    rng = random.Random(seed)
-    made = copy.deepcopy(snapshot)
-    trace = made["device_traces"][device_of(made)]
-    homes = _homes(trace)
-    room = 2 * sum(size for _, size, _, _ in homes) // MIB + 2
-    taken: dict[int, tuple[int, int, float]] = {}
-    for start, size, begins, ends in homes:
-        live = [(at, at + length) for at, length, end in taken.values() if end > begins]
-        while True:
-            at = _LOWEST + rng.randrange(room // 2) * 2 * MIB
-            if all(at + size <= low or high <= at for low, high in live):
-                break
-            room += 1
-        taken[start] = (at, size, ends)
-    starts = sorted(taken)
-
-    def place(address: int) -> int:
-        start = starts[bisect_right(starts, address) - 1]
-        return address - start + taken[start][0]
-
-    for entry in trace:
-        if "addr" in entry:
-            entry["addr"] = place(entry["addr"])
-    for segment in made["segments"]:
-        segment["address"] = place(segment["address"])
-        for block in segment["blocks"]:
-            block["address"] = place(block["address"])
-    made["segments"].sort(key=lambda segment: segment["address"])
-    return made
-
-
-def _homes(trace: list[dict[str, Any]]) -> list[tuple[int, int, int, float]]:
-    """Address, size, first and last entry of each segment and each range, in order of the first."""
-    alive: dict[int, tuple[int, int]] = {}
-    homes: list[tuple[int, int, int, float]] = []
-    ranges: list[tuple[int, int, int]] = []
-    for number, entry in enumerate(trace):
-        if entry["action"] == "segment_alloc":
-            alive[entry["addr"]] = (entry["size"], number)
-        elif entry["action"] == "segment_free":
-            size, begins = alive.pop(entry["addr"])
-            homes.append((entry["addr"], size, begins, number))
-        elif entry["action"] == "segment_map":
-            ranges.append((entry["addr"], entry["addr"] + entry["size"], number))
-    homes += [(at, size, begins, float("inf")) for at, (size, begins) in alive.items()]
-    # Pieces that touch are of one range.
-    merged: list[tuple[int, int, int]] = []
-    for low, high, number in sorted(ranges):
-        if merged and low <= merged[-1][1]:
-            last = merged.pop()
-            merged.append((last[0], max(last[1], high), min(last[2], number)))
-        else:
-            merged.append((low, high, number))
-    homes += [(low, high - low, number, float("inf")) for low, high, number in merged]
-    return sorted(homes, key=lambda home: home[2])
