@@ -269,6 +269,9 @@ def choose_capacity(kind: str, device: str, device_info: Any, wanted: int | None
                 "which leaves nothing to replay in; say how much there is with --capacity"
             )
         return Capacity(total - held, "trace")
+    left = (device_info or {}).get("left_to_pytorch")
+    if device_kind(device) == kind and left:
+        return Capacity(left, "trace")
     if kind in ("cpu", "pinned"):
         return Capacity(None, "unlimited")
     return Capacity(DEFAULT_DEVICE_CAPACITY, "default")

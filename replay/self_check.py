@@ -241,7 +241,7 @@ def _described(history: History, difference: _engine.Difference) -> str:
     entry = difference["entry"]
     action = ACTIONS[history.action[entry]]
     text = (
-        f"entry {int(history.place[entry]):,} ({action} of "
+        f"entry {history.entry_in_file(entry):,} ({action} of "
         f"{format_bytes(difference['recorded_size'])} at {difference['recorded_address']:#x}) "
         f"{difference['problem']}"
     )

@@ -112,8 +112,18 @@ def import_file(
 
 
 def _checks(imported: Imported) -> list[dict[str, Any]]:
-    """The one place where what a recorded allocator did is held against a replay."""
-    return []
+    """The one place where what a recorded allocator did is held against a replay.
+
+    The rule set that fits becomes a setting of the trace, for what replays it later.
+    """
+    from workbench.replay.self_check import check_history
+
+    verdicts = [check_history(history) for history in imported.histories]
+    told = imported.metadata.get("allocator") or {}
+    for verdict in verdicts:
+        if verdict.kind == "exact" and "rules:" in verdict.settings:
+            imported.metadata["allocator"] = {**told, "settings": verdict.settings}
+    return [verdict.to_json() for verdict in verdicts]
 
 
 def _check_output(source: Path, output: Path, force: bool) -> None:

@@ -67,12 +67,12 @@ def build_history(
         address=address,
         size=size,
         stream=number_of_stream,
-        place=np.flatnonzero(kept),
         pool=_pools_of_entries(action, address, pool, segments, after.segments),
         before=before,
         after=after,
         settings=settings,
         settings_told=settings_told,
+        place=np.flatnonzero(kept),
     )
 
 
@@ -276,11 +276,11 @@ class _Ranges:
         start = self._holding(at)
         if start is None or self._parts[start][0] < at + size:
             return False
-        end, *rest = self._parts.pop(start)
+        end, stream, pool, small = self._parts.pop(start)
         if start < at:
-            self._parts[start] = (at, *rest)
+            self._parts[start] = (at, stream, pool, small)
         if at + size < end:
-            self._parts[at + size] = (end, *rest)
+            self._parts[at + size] = (end, stream, pool, small)
         return True
 
     def add(self, row: tuple[Any, ...]) -> bool:

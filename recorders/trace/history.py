@@ -68,12 +68,12 @@ class History:
         stream: int32, numbers of streams in the order of the pointers that stand for them; 0 is
             the default stream.
         pool: int32, numbers of private pools; 0 is the default pool.
-        place: int64, the entries' places in the file, which may hold others between them.
         before: the state before the first entry.
         after: the state after the last.
         settings: of the allocator, in the syntax of ``PYTORCH_ALLOC_CONF``.
         settings_told: whether the file has them; else they are the defaults.
         rules: rule sets of the allocator worth trying, the likeliest first.
+        place: int64, the entries' places in the file where it holds others between them.
     """
 
     device: str
@@ -82,9 +82,13 @@ class History:
     size: Array
     stream: Array
     pool: Array
-    place: Array
     before: State
     after: State
     settings: str
     settings_told: bool
     rules: tuple[str, ...] = ("2.13", "address-order")
+    place: Array | None = None
+
+    def entry_in_file(self, entry: int) -> int:
+        """Where the entry stands in its file."""
+        return entry if self.place is None else int(self.place[entry])

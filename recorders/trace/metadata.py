@@ -119,6 +119,7 @@ _INSIDE: Final[dict[tuple[str, ...], _Kind]] = {
     ("devices", "*", "name"): _TEXT,
     ("devices", "*", "capacity"): _SIZE,
     ("devices", "*", "held_by_others"): _SIZE,
+    ("devices", "*", "left_to_pytorch"): _SIZE,
     ("threads", "*"): (_is_whole, "a whole number"),
     ("rounded_sizes", "*"): (lambda v: isinstance(v, str), "text"),
     ("imported", "kind"): _TEXT,

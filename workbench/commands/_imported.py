@@ -11,13 +11,20 @@ def note_lines(notes: Iterable[str]) -> list[str]:
     return [f"Note: {note}" for note in notes]
 
 
-def check_lines(checks: Iterable[Mapping[str, Any]]) -> list[str]:
+def check_lines(checks: Iterable[Mapping[str, Any]], most: int = 6) -> list[str]:
     """A line for each device whose allocator was replayed and held against the file.
 
     Args:
-        checks: objects with ``device`` and ``verdict``; other keys are not shown.
+        checks: objects with ``device``, ``verdict`` and ``facts``, what had to be inferred; other
+            keys are not shown.
+        most: facts that are listed.
     """
-    return [
-        f"Self-check of {check.get('device', 'the device')}: {check.get('verdict', 'none')}"
-        for check in checks
-    ]
+    lines = []
+    for check in checks:
+        name, verdict = check.get("device", "the device"), check.get("verdict", "none")
+        lines.append(f"Self-check of {name}: {verdict}")
+        facts = [str(fact) for fact in check.get("facts", [])]
+        lines += [f"  inferred: {fact}" for fact in facts[:most]]
+        if facts[most:]:
+            lines.append(f"  inferred: {len(facts) - most:,} more; --json lists them")
+    return lines
