@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 from workbench.common.version import __version__
 
 if TYPE_CHECKING:
-    from workbench.api import mark_step, record, replay
+    from workbench.api import fit, mark_step, record, replay, tune
     from workbench.common.errors import WorkbenchError
 
 
 _HOME = {
     "WorkbenchError": "workbench.common.errors",
+    "fit": "workbench.api",
     "mark_step": "workbench.api",
     "record": "workbench.api",
     "replay": "workbench.api",
+    "tune": "workbench.api",
 }
 
 if find_spec("workbench.recorders") is None:
@@ -29,7 +31,7 @@ if find_spec("workbench.recorders") is None:
         "run Python in another folder, or with -P"
     )
 
-__all__ = ["WorkbenchError", "__version__", "mark_step", "record", "replay"]
+__all__ = ["WorkbenchError", "__version__", "fit", "mark_step", "record", "replay", "tune"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,10 +8,15 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from workbench.replay.call import replay
 
-__all__ = ["mark_step", "record", "replay"]
+if TYPE_CHECKING:
+    from workbench.replay.fitting import Fits
+    from workbench.replay.tuning import Tuning
+
+__all__ = ["fit", "mark_step", "record", "replay", "tune"]
 
 
 @contextlib.contextmanager
@@ -76,3 +81,91 @@ def mark_step(step: int | None = None) -> None:
     phases = sys.modules.get("_workbench_phases")
     if phases is not None:
         phases.mark_step(step)
+
+
+def tune(
+    trace: str | os.PathLike[str],
+    *,
+    check: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    device: str | None = None,
+    capacity: int | str | None = None,
+    quick: bool = False,
+    trials: int = 200,
+    objective: str = "peak_reserved",
+    completion: str = "recorded",
+    without: Sequence[str] = (),
+    seed: int = 0,
+    timeout: float = 600.0,
+) -> Tuning:
+    """Search the settings of ``PYTORCH_ALLOC_CONF`` for a trace, as ``wb tune`` does.
+
+    Args:
+        trace: a file, a folder of ranks, or a URL.
+        check: one or several traces of other runs, on which the best must be better too.
+        device: whose traffic; None for the GPU with most bytes, else the busiest device.
+        capacity: of the device: bytes, or text such as ``8GiB``; None for what the trace says.
+        quick: try about 40 usual settings, no search; needs no optuna.
+        trials: how many settings to try.
+        objective: ``peak_reserved``, ``retries``, ``device_calls``, or a sum such as
+            ``0.9*peak_reserved+0.1*device_calls``.
+        completion: ``recorded``, ``immediate``, ``never`` or ``delay:N``.
+        without: keys not to try.
+        seed: of the search; equal ones give equal answers.
+        timeout: seconds that one replay may take.
+
+    Raises:
+        UsageError: a wrong value, or nothing to replay.
+        BrokenFileError: not a trace.
+        MissingPartError: optuna is not installed, and `quick` is not set.
+        RunError: the default settings could not be replayed.
+    """
+    from workbench.common.units import parse_size
+    from workbench.replay.tune import TuneOptions, tune_trace
+
+    options = TuneOptions(
+        check=[os.fspath(one) for one in _listed(check)],
+        device=device,
+        capacity=None if capacity is None else parse_size(str(capacity), "capacity"),
+        quick=quick,
+        trials=trials,
+        objective=objective,
+        completion=completion,
+        without=without,
+        seed=seed,
+        timeout=timeout,
+    )
+    return tune_trace(os.fspath(trace), options)
+
+
+def fit(
+    trace: str | os.PathLike[str],
+    allocator: str | Sequence[str] = "caching",
+    *,
+    device: str | None = None,
+    completion: str = "recorded",
+    timeout: float = 600.0,
+) -> Fits:
+    """Find the smallest device that holds a trace, for each allocator, as ``wb fit`` does.
+
+    Args:
+        trace: a file, a folder of ranks, or a URL.
+        allocator: one or several of ``NAME[:key:value,…]``, or ``all``.
+        device: whose traffic; None for the allocator's kind of memory, else the busiest device.
+        completion: ``recorded``, ``immediate``, ``never`` or ``delay:N``.
+        timeout: seconds that one replay may take.
+
+    Raises:
+        UsageError: a wrong name or value, or nothing to replay.
+        BrokenFileError: not a trace.
+    """
+    from workbench.replay.fit import FitOptions, fit_trace
+
+    allocators = [allocator] if isinstance(allocator, str) else list(allocator)
+    options = FitOptions(device=device, completion=completion, timeout=timeout)
+    return fit_trace(os.fspath(trace), allocators, options)
+
+
+def _listed(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+) -> Sequence[str | os.PathLike[str]]:
+    return [paths] if isinstance(paths, (str, os.PathLike)) else paths

@@ -26,7 +26,8 @@ def wb(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProce
 
 
 def test_the_public_names_are_these() -> None:
-    assert workbench.__all__ == ["WorkbenchError", "__version__", "mark_step", "record", "replay"]
+    functions = ["fit", "mark_step", "record", "replay", "tune"]
+    assert workbench.__all__ == ["WorkbenchError", "__version__", *functions]
     for name in workbench.__all__:
         assert getattr(workbench, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'recrod'"):
@@ -46,7 +47,8 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 def test_help_names_every_command_and_each_has_help_with_an_example() -> None:
     overview = wb("--help")
     assert overview.returncode == 0
-    commands = ("allocators", "doctor", "export", "info", "record", "recover", "replay", "report")
+    commands = [path.stem for path in Path(workbench.__path__[0], "commands").glob("[a-z]*.py")]
+    assert {"fit", "record", "replay", "report", "tune"} <= set(commands)
     for command in commands:
         assert command in overview.stdout
         help_text = wb(command, "--help")
