@@ -13,6 +13,7 @@ from workbench.common.errors import UsageError
 from workbench.recorders.trace.history import ACTIONS, STATES, History, State
 from workbench.recorders.trace.origins import Origins
 from workbench.replay import _engine
+from workbench.replay.cell import AllocatorSpec
 from workbench.replay.events import Array, LoadedTrace, Traffic
 from workbench.replay.stacks import read_stacks
 
@@ -85,16 +86,11 @@ def replay_history(
     assert blocks is not None  # `index` was reached
     row = int(traffic.row[index])
     chosen = journal["event"] <= index
-    history = _history(
-        device,
-        journal,
-        chosen,
-        _state(blocks),
-        settings,
-    )
+    after, of_blocks = _state(blocks)
+    history = _history(device, journal, chosen, after, settings)
     return ReplayedHistory(
         history,
-        _origins(loaded, traffic, index, journal["event"][chosen], history, blocks),
+        _origins(loaded, traffic, index, journal["event"][chosen], history, of_blocks),
         row,
         oom is not None and oom["event"] == index,
         loaded.rows - 1 - row,
@@ -147,6 +143,9 @@ def _history(
     codes = np.zeros(256, dtype=np.uint8)
     for name, code in _engine.JOURNAL_ACTIONS.items():
         codes[code] = ACTIONS.index(name)
+    # A rule set is a setting of ours, which PyTorch would not know.
+    keys = AllocatorSpec("caching", settings).settings_by_key()
+    rules = keys.pop("rules", "2.13")
     empty: dict[str, Array] = {name: column[:0] for name, column in after.segments.items()}
     return History(
         device=device,
@@ -157,13 +156,14 @@ def _history(
         pool=np.zeros(int(chosen.sum()), dtype=np.int32),
         before=State(empty, {name: column[:0] for name, column in after.blocks.items()}),
         after=after,
-        settings=settings,
+        settings=",".join(f"{key}:{value}" for key, value in keys.items()),
         settings_told=True,
+        rules=(rules,),
     )
 
 
-def _state(found: _engine.Blocks) -> State:
-    """Segments and blocks in order of addresses.
+def _state(found: _engine.Blocks) -> tuple[State, Array]:
+    """Segments and blocks in order of addresses, and the index of the event behind each block.
 
     PyTorch lists each stretch of an expandable segment that has memory as a segment of its own.
     """
@@ -172,30 +172,32 @@ def _state(found: _engine.Blocks) -> State:
     address = of["address"].astype(np.uint64)[home] + columns["offset"].astype(np.uint64)
     order = np.argsort(address, kind="stable")
     home, address, size = home[order], address[order], columns["size"][order]
-    if not len(order):
-        begins = np.zeros(0, dtype=bool)
-    else:
-        ends = address[:-1] + size[:-1].astype(np.uint64)
-        begins = np.append(True, (home[1:] != home[:-1]) | (address[1:] != ends))
-    first = np.flatnonzero(begins)
+    ends = address[:-1] + size[:-1].astype(np.uint64)
+    apart = (home[1:] != home[:-1]) | (address[1:] != ends)
+    first = np.flatnonzero(np.append(True, apart)) if len(order) else np.zeros(0, dtype=np.int64)
     of_run = home[first]
-    states = {name: code for code, name in enumerate(STATES)}
-    return State(
+    names = columns["state"][order]
+    states = np.zeros(len(order), dtype=np.uint8)
+    for code, name in enumerate(STATES):
+        states[names == name] = code
+    used = states != STATES.index("inactive")
+    state = State(
         segments={
             "address": address[first],
-            "size": np.add.reduceat(size, first) if len(first) else np.zeros(0, dtype=np.int64),
+            "size": np.add.reduceat(size, first) if len(first) else size,
             "stream": of["stream"][of_run],
             "pool": np.zeros(len(first), dtype=np.int32),
             "is_small": (of["pool"] == "small")[of_run],
             "is_expandable": of["expandable"].astype(bool)[of_run],
         },
         blocks={
-            "address": address,
-            "size": size,
-            "requested": columns["requested"][order],
-            "state": np.array([states[str(name)] for name in columns["state"][order]], np.uint8),
+            "address": address[used],
+            "size": size[used],
+            "requested": columns["requested"][order][used],
+            "state": states[used],
         },
     )
+    return state, columns["slot_event"][order][used]
 
 
 def _origins(
@@ -204,24 +206,17 @@ def _origins(
     index: int,
     event: Array,
     history: History,
-    found: _engine.Blocks,
+    of_blocks: Array,
 ) -> Origins:
     """Times and stacks of the entries of `event`s, of the segments and of the blocks."""
     numbers, stacks = _stacks_of_events(loaded, traffic)
     numbers = np.append(numbers, np.int32(-1))  # which -1 finds: of what no event made
-    start = _start_us(loaded.metadata.get("start_wall_clock"))
-    time_us = start + traffic.time_ns // 1000
-    columns = found["blocks"]
-    of = found["segments"]
-    home = np.searchsorted(of["number"], columns["segment"])
-    order = np.argsort(
-        of["address"].astype(np.uint64)[home] + columns["offset"].astype(np.uint64), kind="stable"
-    )
+    time_us = _start_us(loaded.metadata.get("start_wall_clock")) + traffic.time_ns // 1000
     return Origins(
         time_us=time_us[event],
         stack=numbers[event],
         segment_stack=numbers[_made_by(history, event)],
-        block_stack=numbers[columns["slot_event"][order]],
+        block_stack=numbers[of_blocks],
         stacks=stacks,
         annotations=_annotations(traffic, time_us, index),
     )

@@ -10,7 +10,6 @@ _MIB = 2**20
 _SETTING = re.compile(r"([^,:\[\]]+):(\[[^\]]*\]|[^,]*)")
 _UNIT = 512  # bytes that a block is a multiple of
 _SLOTS = 16  # of the table of divisions: requests of 1 MiB, 2 MiB, … 32 GiB and above
-_OURS = "rules"  # a setting of the workbench's, which PyTorch does not know
 
 
 def allocator_settings(text: str) -> dict[str, Any]:
@@ -20,7 +19,6 @@ def allocator_settings(text: str) -> dict[str, Any]:
         text: valid settings in the syntax of ``PYTORCH_ALLOC_CONF``.
     """
     given = {key.strip(): value.strip() for key, value in _SETTING.findall(text)}
-    given.pop(_OURS, None)
     split = int(given.get("max_split_size_mb", 0))
     divisions = _divisions(given.get("roundup_power2_divisions", "0"))
     return {

@@ -55,7 +55,7 @@ def snapshot_of(source: ReplaySource, progress: Progress = lambda *_: None) -> d
     that have it. The device's number is that in its name, 0 where it has none.
 
     Args:
-        source: a history whose final state lists every block, free ones too.
+        source: a history whose final state tells the sizes of its blocks.
         progress: called with the entries done and the entries in all.
     """
     found = _INDEX.fullmatch(source.history.device)
@@ -131,58 +131,76 @@ def _entries(source: ReplaySource, stacks: _Frames, progress: Progress) -> list[
 
 
 def _segments(source: ReplaySource, device: int, stacks: _Frames) -> list[dict[str, Any]]:
-    segments, blocks = source.history.after.segments, source.history.after.blocks
-    if not len(segments["address"]):
-        return []
-    first = np.searchsorted(blocks["address"], segments["address"])
-    last = np.append(first[1:], len(blocks["address"]))
-    allocated = blocks["state"] == STATES.index("active_allocated")
-    active = blocks["state"] != STATES.index("inactive")
-
-    def summed(column: Any, chosen: Any) -> list[int]:
-        sums: list[int] = np.add.reduceat(np.where(chosen, column, 0), first).tolist()
-        return sums
-
-    columns = ("address", "size", "requested", "state")
-    rows = zip(
-        *(blocks[name].tolist() for name in columns),
-        source.origins.block_stack.tolist(),
+    segments = source.history.after.segments
+    blocks = _Blocks(source, stacks)
+    names = ("address", "size", "stream", "is_small", "is_expandable")
+    listed = []
+    for address, size, stream, is_small, is_expandable, stack in zip(
+        *(segments[name].tolist() for name in names),
+        source.origins.segment_stack.tolist(),
         strict=True,
-    )
-    listed = [
-        {
+    ):
+        inside = blocks.between(address, address + size)
+        active = [block for block in inside if block["state"] != "inactive"]
+        allocated = [block for block in active if block["state"] == "active_allocated"]
+        listed.append(
+            {
+                "device": device,
+                "address": address,
+                "total_size": size,
+                "allocated_size": sum(block["size"] for block in allocated),
+                "active_size": sum(block["size"] for block in active),
+                "requested_size": sum(block["requested_size"] for block in active),
+                "stream": stream,
+                "segment_type": "small" if is_small else "large",
+                "segment_pool_id": _DEFAULT_POOL,
+                "is_expandable": is_expandable,
+                "frames": stacks[stack],
+                "blocks": inside,
+            }
+        )
+    return listed
+
+
+class _Blocks:
+    """The blocks of a state in order of addresses, and what is free between them."""
+
+    def __init__(self, source: ReplaySource, stacks: _Frames) -> None:
+        self._stacks = stacks
+        columns = source.history.after.blocks
+        names = ("address", "size", "requested", "state")
+        self._rest = zip(
+            *(columns[name].tolist() for name in names),
+            source.origins.block_stack.tolist(),
+            strict=True,
+        )
+        self._next = next(self._rest, None)
+
+    def between(self, start: int, end: int) -> list[dict[str, Any]]:
+        """The blocks of the segment from `start` to `end`, which lies behind the last asked for.
+
+        What is free between two blocks is one block, since free neighbours are always merged.
+        """
+        found = []
+        at = start
+        while self._next is not None and self._next[0] < end:
+            address, size, requested, state, stack = self._next
+            if address > at:
+                found.append(self._block(at, address - at))
+            found.append(self._block(address, size, requested, STATES[state], stack))
+            at = address + size
+            self._next = next(self._rest, None)
+        if at < end:
+            found.append(self._block(at, end - at))
+        return found
+
+    def _block(
+        self, address: int, size: int, requested: int = 0, state: str = "inactive", stack: int = -1
+    ) -> dict[str, Any]:
+        return {
             "address": address,
             "size": size,
             "requested_size": requested,
-            "state": STATES[state],
-            "frames": stacks[stack],
+            "state": state,
+            "frames": self._stacks[stack],
         }
-        for address, size, requested, state, stack in rows
-    ]
-    names = ("address", "size", "stream", "is_small", "is_expandable")
-    return [
-        {
-            "device": device,
-            "address": address,
-            "total_size": size,
-            "allocated_size": sums[0],
-            "active_size": sums[1],
-            "requested_size": sums[2],
-            "stream": stream,
-            "segment_type": "small" if is_small else "large",
-            "segment_pool_id": _DEFAULT_POOL,
-            "is_expandable": is_expandable,
-            "frames": stacks[stack],
-            "blocks": listed[begin:end],
-        }
-        for address, size, stream, is_small, is_expandable, stack, begin, end, *sums in zip(
-            *(segments[name].tolist() for name in names),
-            source.origins.segment_stack.tolist(),
-            first.tolist(),
-            last.tolist(),
-            summed(blocks["size"], allocated),
-            summed(blocks["size"], active),
-            summed(blocks["requested"], active),
-            strict=True,
-        )
-    ]

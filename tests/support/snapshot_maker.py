@@ -127,7 +127,7 @@ def _by_model(
             time_us=start_us() + event * (STEP_NS // 1000),
             stack=(event % len(_SCOPES)).astype(np.int32),
             segment_stack=np.zeros(len(after.segments["address"]), dtype=np.int32),
-            block_stack=np.where(after.blocks["state"] > 0, 0, -1),
+            block_stack=np.zeros(len(after.blocks["address"]), dtype=np.int32),
             stacks=[f"{_OUTER};{text}" for text in _SCOPES],
             annotations=[],
         ),

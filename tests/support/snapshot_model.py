@@ -19,11 +19,7 @@ from engine_events import Operation
 from workbench.recorders.trace.history import ACTIONS, STATES, History, State
 
 _LOWEST = 0x7F00_0000_0000
-_STATE_NAMES = {
-    "free": "inactive",
-    "allocated": "active_allocated",
-    "pending": "active_pending_free",
-}
+_STATE_NAMES = {"allocated": "active_allocated", "pending": "active_pending_free"}
 
 
 class RecordingModel(Model):
@@ -107,16 +103,18 @@ class RecordingModel(Model):
         blocks: list[tuple[int, int, int, int]] = []
         end = -1
         for segment in sorted(self.segments, key=lambda one: self.start[one]):
-            for block in (block for block in segment.blocks if block.mapped):
+            for block in segment.blocks:
+                if not block.mapped:
+                    continue
                 at = self.address(block)
                 if at != end or segment.blocks[0] is block:
                     small = segment.pool == "small"
                     segments.append((at, 0, segment.stream, 0, small, segment.expandable))
                 segments[-1] = (segments[-1][0], segments[-1][1] + block.size, *segments[-1][2:])
-                blocks.append(
-                    (at, block.size, block.requested, STATES.index(_STATE_NAMES[block.state]))
-                )
                 end = at + block.size
+                if block.state != "free":
+                    state = STATES.index(_STATE_NAMES[block.state])
+                    blocks.append((at, block.size, block.requested, state))
         return State(
             _columns(
                 segments,
