@@ -83,7 +83,7 @@ class RecordedSettings:
         found = (metadata.get("allocator") or {}).get("settings")
         settings = from_text(found) if isinstance(found, str) else {}
         if isinstance(found, Mapping):
-            settings = {str(key): _value(value) for key, value in found.items()}
+            settings = {_value(key): _value(value) for key, value in found.items()}
         settings = {key: value for key, value in settings.items() if value}
         rules = settings.pop(RULES, "")
         if settings.get("backend") == "native":

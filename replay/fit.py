@@ -73,8 +73,10 @@ def fit_trace(
     cells = [(by_kind[kinds[spec.name]][file], spec) for file in range(files) for spec in specs]
     traffics = {subject.name: subject.traffic for subject, _ in cells}
     with scratch_folder() as scratch, Pool(traffics, scratch, timeout=options.timeout) as pool:
-        fits = _run(
-            [_search(subject, spec, options.completion) for subject, spec in cells], pool, progress
+        fits = run_searches(
+            [smallest_device(subject, spec, options.completion) for subject, spec in cells],
+            pool,
+            progress,
         )
     return Fits(fits, left_out, options.completion)
 
@@ -86,7 +88,7 @@ def _advance(progress: Progress, before: int, total: int, ended: int) -> None:
 Search = Generator[list[Candidate], list[Outcome], Fit]
 
 
-def _run(searches: Sequence[Search], pool: Pool, progress: Progress) -> list[Fit]:
+def run_searches(searches: Sequence[Search], pool: Pool, progress: Progress) -> list[Fit]:
     """All of them in step: what each asks for next is replayed together."""
     fits: dict[int, Fit] = {}
     asked = {number: next(search) for number, search in enumerate(searches)}
@@ -117,7 +119,7 @@ class _Broken(Exception):
         super().__init__(outcome.reason)
 
 
-def _search(subject: Subject, spec: AllocatorSpec, completion: str) -> Search:
+def smallest_device(subject: Subject, spec: AllocatorSpec, completion: str) -> Search:
     """Asks for replays, is sent what came of them, and returns the answer.
 
     The smallest size lies between the peak of live memory, which no allocator does without, and

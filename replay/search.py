@@ -27,6 +27,7 @@ from workbench.replay.processes import how_it_ended, worker_environment
 
 WORKER_COMMAND = (sys.executable, "-P", "-m", "workbench.replay.search_worker")
 TIMEOUT = 600.0
+_START_SECONDS = 120
 Progress = Callable[[str, int, int], None]
 
 
@@ -215,7 +216,7 @@ class Pool:
                 # Ctrl-C at the terminal is ours to handle.
                 start_new_session=True,
             )
-        worker = _Worker(process, errors, deadline=time.monotonic() + self._timeout)
+        worker = _Worker(process, errors, deadline=time.monotonic() + _START_SECONDS)
         self._workers.append(worker)
         self._selector.register(worker.output, selectors.EVENT_READ, worker)
         _write(worker, self._first_line)
@@ -262,7 +263,7 @@ class Pool:
             return []
         self._remove(worker)
         if worker.task is None:
-            raise RunError(f"a worker did not start within {self._timeout:g} s; try again")
+            raise RunError(f"a worker did not start within {_START_SECONDS} s; try again")
         reason = (
             f"a run took longer than {self._timeout:g} s and was stopped; allow more with --timeout"
         )
