@@ -224,6 +224,33 @@ def test_traces_with_little_in_them(tmp_path: Path, make_trace: MakeTrace, name:
         assert [entry["action"] for entry in snapshot["device_traces"][0]] == []
 
 
+@pytest.mark.parametrize("conf", ["", ":expandable_segments:True", ":max_split_size_mb:25"])
+def test_an_exported_snapshot_passes_the_self_check(
+    tmp_path: Path, make_trace: MakeTrace, conf: str
+) -> None:
+    several_streams(make_trace)
+    run = wb(tmp_path, "export", "run.parquet", "-o", "x.pickle", "-a", f"caching{conf}")
+    assert run.returncode == 0, run.stderr
+    run = wb(tmp_path, "import", "x.pickle", "-o", "back.parquet")
+    assert run.returncode == 0, run.stderr
+    assert "Self-check of cuda:0: exact: all " in run.stdout
+
+
+def test_the_rules_of_the_recorded_release_hold(tmp_path: Path, make_trace: MakeTrace) -> None:
+    metadata = {"allocator": {"backend": "native", "settings": "rules:address-order"}}
+    make_trace(device="cuda:0", metadata=metadata)
+    for given, settings in (
+        ("caching", "rules:address-order"),
+        ("caching:max_split_size_mb:30", "max_split_size_mb:30,rules:address-order"),
+        ("caching:rules:2.13", "rules:2.13"),
+    ):
+        run = wb(
+            tmp_path,
+            *("export", "run.parquet", "-o", "x.pickle", "-a", given, "--force", "--json"),
+        )
+        assert json.loads(run.stdout)["settings"] == settings
+
+
 def test_minimalloc_and_back(tmp_path: Path, make_trace: MakeTrace) -> None:
     several_streams(make_trace)
     for arguments in (

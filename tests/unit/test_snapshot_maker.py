@@ -199,6 +199,9 @@ def check(snapshot: Snapshot) -> None:
     memory: set[int] = set()
     """All memory there is, in steps of 512 bytes."""
     for entry in snapshot["device_traces"][snapshot_maker.device_of(snapshot)]:
+        if entry["action"] in ("alloc", "free_requested", "free_completed"):
+            end = entry["addr"] + entry["size"]
+            assert memory.issuperset(range(entry["addr"] // 512, -(-end // 512)))
         match entry["action"]:
             case "alloc":
                 assert entry["addr"] not in live.keys() | pending.keys()

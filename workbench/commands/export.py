@@ -157,6 +157,7 @@ def _replayed(
     from workbench.recorders.exporters import ReplaySource
     from workbench.recorders.trace import open_trace
     from workbench.replay import _engine
+    from workbench.replay.alloc_conf import RULES, RecordedSettings
     from workbench.replay.cell import choose_capacity, choose_device, parse_allocator
     from workbench.replay.events import load_trace
     from workbench.replay.journal import replay_history
@@ -174,17 +175,21 @@ def _replayed(
     (loaded,) = load_trace(trace, lambda done, of: progress("Reading", done, of))
     chosen = choose_device("device", loaded.bytes_by_device, device)
     limit = choose_capacity("device", chosen, loaded.metadata["devices"].get(chosen), size)
+    settings = spec.settings
+    if RULES not in spec.settings_by_key():
+        # Which rules hold is a matter of PyTorch's release, not of what is tried out.
+        settings = RecordedSettings.of(loaded.metadata).replayed(settings)
     replayed = replay_history(
         loaded,
         chosen,
-        spec.settings,
+        settings,
         capacity=limit.bytes,
         at=at,
         progress=lambda done, of: progress("Replaying", done, of),
     )
     return ReplaySource(replayed.history, replayed.origins), {
         "allocator": "caching",
-        "settings": spec.settings,
+        "settings": settings,
         "capacity": limit.bytes,
         "event": replayed.event,
         "out_of_memory": replayed.out_of_memory,
