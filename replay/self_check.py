@@ -141,7 +141,13 @@ def _attempt(history: History, rules: str) -> _Attempt:
         settings = ",".join(filter(None, (settings, f"rules:{rules}")))
     attempt = _Attempt(rules, settings, list(range(len(history.before.segments["address"]))))
     for _ in range(_MOST_ROUNDS):
-        found = attempt.found = _run(history, attempt, learns=True)
+        try:
+            found = attempt.found = _run(history, attempt, learns=True)
+        except ValueError:
+            if not attempt.learned:
+                raise
+            attempt.problem = attempt.problem or "what was learned contradicts itself"
+            return attempt
         known = attempt.learned
         attempt.slacks.update(found["slacks"])
         attempt.created_before.update(

@@ -7,6 +7,7 @@ are always merged.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 import numpy as np
@@ -20,6 +21,7 @@ Array = npt.NDArray[Any]
 ALLOC, REQUESTED, COMPLETED, MADE, GONE, MAPPED, UNMAPPED, OOM = range(len(ACTIONS))
 _INACTIVE, _ALLOCATED, _PENDING = range(len(STATES))
 _SMALL_SEGMENT: Final = 2 << 20
+_LARGEST_SMALL: Final = 1 << 20
 _UNIT: Final = 512
 _NONE: Final = 255
 
@@ -58,8 +60,9 @@ def build_history(
     lives = _Lives(action, address, np.flatnonzero(kept))
     after = _state_after(final, streams)
     segments = _segments_before(
-        after.segments, action, address, size, number_of_stream, pool, lives.place
-    )
+        after.segments, action, address, size, number_of_stream, pool, lives.place,
+        _large_page(settings),
+    )  # fmt: skip
     before = State(segments, _blocks_before(after.blocks, lives, size))
     return History(
         device=device,
@@ -175,9 +178,15 @@ def _blocks_before(final: dict[str, Array], lives: _Lives, size: Array) -> dict[
     state = np.where(
         lives.asks_first & (lives.first[freed] == COMPLETED), _PENDING, _ALLOCATED
     ).astype(np.uint8)
+    # One that is still waiting to be completed at the end is among the blocks there.
+    sizes = np.full(len(lives.address), SIZE_NOT_TOLD, dtype=np.int64)
+    if len(lives.address):
+        one_entry = lives.first_entry == lives.last_entry
+        waiting = named & (final["state"] == _PENDING) & one_entry[place]
+        sizes[place[waiting]] = final["size"][waiting]
     gone = {
         "address": lives.address[freed],
-        "size": np.full(int(freed.sum()), SIZE_NOT_TOLD, dtype=np.int64),
+        "size": sizes[freed],
         "requested": size[lives.first_entry[freed]],
         "state": state,
     }
@@ -217,6 +226,7 @@ def _segments_before(
     stream: Array,
     pool: Array,
     place: Array,
+    large_page: int,
 ) -> dict[str, Array]:
     """The segments there were before the first entry."""
     fixed: dict[int, tuple[Any, ...]] = {}
@@ -243,9 +253,9 @@ def _segments_before(
         elif kind == MAPPED:
             if not mapped.remove(at, bytes_):
                 raise NotReconstructible(f"{where}, and that memory is not there afterwards")
-        elif not mapped.add(row):
+        elif not mapped.add(row, _small_inside(action, address, size, entry, at, at + bytes_)):
             raise NotReconstructible(f"{where}, and that memory is still there afterwards")
-    mapped.tell_small(final, action, address, size, stream)
+    mapped.guess_small(large_page)
     columns = zip(*sorted([*fixed.values(), *mapped.rows()]), strict=True)
     made = list(columns) or [()] * len(_SEGMENT_COLUMNS)
     types = ("u8", "i8", "i4", "i4", "?", "?")
@@ -256,6 +266,20 @@ def _segments_before(
 
 
 _SEGMENT_COLUMNS: Final = ("address", "size", "stream", "pool", "is_small", "is_expandable")
+
+
+def _small_inside(
+    action: Array, address: Array, size: Array, before: int, begin: int, end: int
+) -> bool | None:
+    """Whether what was allocated or freed in a piece, before it was unmapped, was small."""
+    inside = (address[:before] >= begin) & (address[:before] < end) & (action[:before] <= COMPLETED)
+    found = np.flatnonzero(inside)
+    return bool(size[found[-1]] <= _LARGEST_SMALL) if found.size else None
+
+
+def _large_page(settings: str) -> int:
+    found = re.search(r"large_segment_size_mb:(\d{1,6})\b", settings)
+    return int(found[1]) << 20 if found and int(found[1]) else 20 << 20
 
 
 class _Ranges:
@@ -283,30 +307,27 @@ class _Ranges:
             self._parts[at + size] = (end, stream, pool, small)
         return True
 
-    def add(self, row: tuple[Any, ...]) -> bool:
-        """Put a piece back; False where a part of it is there."""
-        at, end = row[0], row[0] + row[1]
+    def add(self, row: tuple[Any, ...], small: bool | None) -> bool:
+        """Put a piece back, as one with its neighbours; False where a part of it is there."""
+        at, end, stream, pool = row[0], row[0] + row[1], row[2], row[3]
         if any(start < end and at < part[0] for start, part in self._parts.items()):
             return False
-        self._parts[at] = (end, row[2], row[3], None)
+        for start, part in list(self._parts.items()):
+            if part[1:3] == (stream, pool) and (part[0] == at or start == end):
+                at, end, small = (
+                    min(at, start),
+                    max(end, part[0]),
+                    part[3] if small is None else small,
+                )
+                del self._parts[start]
+        self._parts[at] = (end, stream, pool, small)
         return True
 
-    def tell_small(
-        self, final: dict[str, Array], action: Array, address: Array, size: Array, stream: Array
-    ) -> None:
-        """Give pieces of which only the unmapping is known the pool of the nearest known one."""
-        if all(part[3] is not None for part in self._parts.values()):
-            return
-        expandable = final["is_expandable"]
-        allocs = action == ALLOC
-        known = np.concatenate([final["address"][expandable], address[allocs]]).astype(np.int64)
-        small = np.concatenate([final["is_small"][expandable], size[allocs] <= 1 << 20])
-        of_stream = np.concatenate([final["stream"][expandable], stream[allocs]])
-        for start, (end, number, pool, is_small) in self._parts.items():
-            if is_small is None:
-                mine = np.flatnonzero(of_stream == number)
-                near = mine[np.argmin(np.abs(known[mine] - start))] if mine.size else -1
-                self._parts[start] = (end, number, pool, bool(small[near]) if mine.size else False)
+    def guess_small(self, large_page: int) -> None:
+        """Give pieces a pool of which nothing tells: the large one's come in whole pages."""
+        for start, (end, stream, pool, told) in self._parts.items():
+            if told is None:
+                self._parts[start] = (end, stream, pool, (end - start) % large_page > 0)
 
     def rows(self) -> list[tuple[Any, ...]]:
         """As `_SEGMENT_COLUMNS`, neighbours joined."""

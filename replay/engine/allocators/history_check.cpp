@@ -124,14 +124,14 @@ void HistoryCheck::allocate(std::size_t entry) {
   if (held_.contains(recorded.address)) differ(entry, "allocates a block that is in use");
   const Bytes size = allocator_.round_request(recorded.size);
   Lane& of_lane = lane(recorded.stream, size <= kLargestSmall);
-  if (!unexplained_.empty() && !release_available(entry)) {
-    differ(entry, "released segments that no rule releases");
-  }
   device_.due = std::span(history_.entries).subspan(due_begin_, due_end_ - due_begin_);
   due_begin_ = due_end_ = 0;
   // After a release, memory came from the device without another look at what is free.
   const bool fresh = just_released_ && !device_.due.empty();
   Block* block = fresh ? nullptr : allocator_.best_fit(of_lane, size);
+  if (std::exchange(is_first_request_, false) && block == nullptr && device_.due.empty()) {
+    block = made_before(recorded.address, of_lane, size);
+  }
   if (block != nullptr) {
     block = &fitting(entry, block, of_lane, size);
     of_lane.free.remove(*block);
@@ -149,6 +149,17 @@ void HistoryCheck::allocate(std::size_t entry) {
   }
   allocator_.hand_out(*block, size, recorded.size);
   held_[recorded.address] = {block, static_cast<std::int64_t>(entry)};
+}
+
+Block* HistoryCheck::made_before(std::uint64_t address, Lane& of_lane, Bytes size) {
+  for (Block* block = of_lane.free.find(size); block != nullptr;
+       block = of_lane.free.next(*block)) {
+    const bool is_whole = !block->is_split() && !block->segment->expandable;
+    if (block->address == address && is_whole && block->size == allocator_.segment_size(size)) {
+      return block;
+    }
+  }
+  return nullptr;
 }
 
 Block& HistoryCheck::fitting(std::size_t entry, Block* found, Lane& of_lane, Bytes size) {
@@ -249,9 +260,6 @@ void HistoryCheck::run_out(std::size_t entry) {
   if (recorded.size <= 0 || recorded.size >= kEiB) differ(entry, "asks for no size there is");
   const Bytes size = allocator_.round_request(recorded.size);
   Lane& of_lane = lane(recorded.stream, size <= kLargestSmall);
-  if (!unexplained_.empty() && !release_available(entry)) {
-    differ(entry, "released segments that no rule releases");
-  }
   device_.due = std::span(history_.entries).subspan(due_begin_, due_end_ - due_begin_);
   due_begin_ = due_end_ = 0;
   if (!just_released_) {

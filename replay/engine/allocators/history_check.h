@@ -97,6 +97,9 @@ struct HistoryResult {
   std::int64_t pool_releases = 0;     // segments of private pools that were given back
 };
 
+// By stream and whether the pool is the small one: where its range of addresses begins.
+using Bases = std::map<std::pair<StreamId, bool>, std::uint64_t>;
+
 // Gives out what the record says, and nothing else.
 class RecordedDevice final : public Backend {
  public:
@@ -136,7 +139,7 @@ class HistoryCheck {
 
   Lane& lane(StreamId stream, bool is_small);
   void restore();
-  void restore_expandable(const std::map<std::pair<StreamId, bool>, std::uint64_t>& bases);
+  void restore_expandable(const Bases& bases);
   // Fills a block in no tree with the recorded ones inside it, and adds what is free.
   void carve(Block& whole, bool is_small, bool is_expandable);
   Bytes recorded_size(const RecordedBlock& recorded, Bytes room, bool may_have_slack);
@@ -145,11 +148,14 @@ class HistoryCheck {
   std::size_t free(std::size_t entry);
   std::size_t complete(std::size_t entry);
   void allocate(std::size_t entry);
+  // The segment that was made for the first request right before the history began.
+  Block* made_before(std::uint64_t address, Lane& of_lane, Bytes size);
   void run_out(std::size_t entry);
   // A run of released segments and unmapped pages; where the next entry is.
   std::size_t release(std::size_t begin);
   bool release_all(std::span<const RecordedEntry> run, std::size_t begin);
-  bool release_available(std::size_t request);
+  // Rule 9, for the request behind the run; and then perhaps all.
+  bool release_some(std::span<const RecordedEntry> run, std::size_t begin, std::size_t request);
   bool collect(std::span<const RecordedEntry> run);
   std::size_t next_request(std::size_t entry) const;
 
@@ -177,9 +183,8 @@ class HistoryCheck {
   std::unordered_map<std::uint64_t, std::size_t> before_;  // segments there were, by their numbers
   std::size_t due_begin_ = 0;
   std::size_t due_end_ = 0;
+  bool is_first_request_ = true;
   bool just_released_ = false;  // right before this entry
-  // A run that only the request behind it can explain.
-  std::vector<RecordedEntry> unexplained_;
 };
 
 }  // namespace workbench::caching

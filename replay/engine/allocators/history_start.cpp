@@ -1,5 +1,6 @@
 // The starting state of a recorded history, made again; and what it says was released.
 #include <algorithm>
+#include <iterator>
 
 #include "allocators/history_check.h"
 #include "core/errors.h"
@@ -15,6 +16,80 @@ std::string at(std::uint64_t address) {
   return "at 0x" + text;
 }
 
+// Stretches of addresses, neighbours joined.
+class Stretches {
+ public:
+  void add(std::uint64_t begin, std::uint64_t end) {
+    auto next = ends_.lower_bound(begin);
+    if (next != ends_.begin() && std::prev(next)->second >= begin) {
+      --next;
+      begin = next->first;
+      end = std::max(end, next->second);
+    }
+    while (next != ends_.end() && next->first <= end) {
+      end = std::max(end, next->second);
+      next = ends_.erase(next);
+    }
+    ends_[begin] = end;
+  }
+  // False, and nothing done, where not all of it is there.
+  bool remove(std::uint64_t begin, std::uint64_t end) {
+    auto holding = ends_.upper_bound(begin);
+    if (holding == ends_.begin()) return false;
+    --holding;
+    const auto [first, last] = *holding;
+    if (end > last) return false;
+    ends_.erase(holding);
+    if (first < begin) ends_[first] = begin;
+    if (end < last) ends_[end] = last;
+    return true;
+  }
+  bool empty() const { return ends_.empty(); }
+  std::uint64_t begin() const { return ends_.begin()->first; }
+
+ private:
+  std::map<std::uint64_t, std::uint64_t> ends_;
+};
+
+// Where the range of addresses of each stream and pool began that had memory before the first
+// entry: the lowest address in it that ever got memory. A range that loses all of it is given back,
+// and what comes after is in another.
+Bases range_bases(const History& history) {
+  std::map<std::pair<StreamId, bool>, Stretches> mapped;
+  for (const RecordedSegment& segment : history.segments) {
+    if (!segment.is_expandable) continue;
+    mapped[{segment.stream, segment.is_small}].add(
+        segment.address, segment.address + static_cast<std::uint64_t>(segment.size));
+  }
+  Bases bases;
+  for (const auto& [key, stretches] : mapped) bases[key] = stretches.begin();
+  std::vector<const RecordedEntry*> waiting;  // pieces mapped for a request still to come
+  for (const RecordedEntry& entry : history.entries) {
+    if (mapped.empty()) break;
+    const std::uint64_t end = entry.address + static_cast<std::uint64_t>(entry.size);
+    if (entry.action == Action::kSegmentMap) {
+      waiting.push_back(&entry);
+    } else if (entry.action == Action::kSegmentUnmap) {
+      for (const bool is_small : {false, true}) {
+        const auto found = mapped.find({entry.stream, is_small});
+        if (found == mapped.end() || !found->second.remove(entry.address, end)) continue;
+        if (found->second.empty()) mapped.erase(found);
+        break;
+      }
+    } else if (requests(entry.action)) {
+      for (const RecordedEntry* const piece : waiting) {
+        const auto found = mapped.find({piece->stream, entry.size <= kLargestSmall});
+        if (found == mapped.end()) continue;
+        found->second.add(piece->address, piece->address + static_cast<std::uint64_t>(piece->size));
+        std::uint64_t& base = bases[found->first];
+        base = std::min(base, piece->address);
+      }
+      waiting.clear();
+    }
+  }
+  return bases;
+}
+
 }  // namespace
 
 Lane& HistoryCheck::lane(StreamId stream, bool is_small) {
@@ -24,25 +99,7 @@ Lane& HistoryCheck::lane(StreamId stream, bool is_small) {
 }
 
 void HistoryCheck::restore() {
-  // The beginning of each stream's range: the lowest address that ever got memory.
-  std::map<std::pair<StreamId, bool>, std::uint64_t> bases;
-  const auto lower = [&](StreamId stream, bool is_small, std::uint64_t address) {
-    const auto [place, is_new] = bases.try_emplace({stream, is_small}, address);
-    if (!is_new) place->second = std::min(place->second, address);
-  };
-  for (const RecordedSegment& segment : history_.segments) {
-    if (segment.is_expandable) lower(segment.stream, segment.is_small, segment.address);
-  }
-  if (!bases.empty()) {
-    for (std::size_t entry = 0; entry < history_.entries.size(); ++entry) {
-      const RecordedEntry& piece = history_.entries[entry];
-      if (piece.action != Action::kSegmentMap) continue;
-      const std::size_t request = next_request(entry);
-      if (request == history_.entries.size()) break;
-      const bool is_small = history_.entries[request].size <= kLargestSmall;
-      if (bases.contains({piece.stream, is_small})) lower(piece.stream, is_small, piece.address);
-    }
-  }
+  const Bases bases = range_bases(history_);
   of_recorded_.resize(history_.segments.size());
   for (std::size_t place = 0; place < history_.segments.size(); ++place) {
     const RecordedSegment& recorded = history_.segments[place];
@@ -64,8 +121,7 @@ void HistoryCheck::restore() {
   }
 }
 
-void HistoryCheck::restore_expandable(
-    const std::map<std::pair<StreamId, bool>, std::uint64_t>& bases) {
+void HistoryCheck::restore_expandable(const Bases& bases) {
   for (const auto& [key, base] : bases) {
     const auto& [stream, is_small] = key;
     Lane& of_lane = lane(stream, is_small);
@@ -186,13 +242,9 @@ std::size_t HistoryCheck::release(std::size_t begin) {
     }
   }
   if (!run.empty() && !release_all(run, begin)) {
-    const bool limited = allocator_.settings_.max_split != kNoLimit;
-    if (limited && end < entries.size() &&
-        (takes(entries[end].action) || requests(entries[end].action))) {
-      unexplained_ = run;
-    } else if (allocator_.settings_.garbage_collection_threshold > 0 && collect(run)) {
+    if (allocator_.settings_.garbage_collection_threshold > 0 && collect(run)) {
       result_.collected += static_cast<std::int64_t>(run.size());
-    } else {
+    } else if (!release_some(run, begin, next_request(end))) {
       differ(begin, "releases other segments");
     }
   }
@@ -231,18 +283,19 @@ bool HistoryCheck::release_all(std::span<const RecordedEntry> run, std::size_t b
   if (parts.size() != run.size()) return false;
   std::unordered_map<std::uint64_t, std::size_t> place;
   for (std::size_t i = 0; i < parts.size(); ++i) place[parts[i].address] = i;
-  std::vector<std::pair<const Segment*, const Segment*>> order;
+  bool in_order = true;
   for (std::size_t i = 0; i < run.size(); ++i) {
     const auto found = place.find(run[i].address);
     if (found == place.end() || parts[found->second].size != run[i].size) return false;
     if (found->second == i) continue;
+    in_order = false;
     // Only blocks that are as good as each other may change places.
     const Block& here = *parts[i].block;
     const Block& there = *parts[found->second].block;
     const bool equal = here.size == there.size && here.segment->lane == there.segment->lane;
     if (!learns_ || !equal || allocator_.settings_.address_order) return false;
   }
-  for (std::size_t i = 0; i + 1 < run.size(); ++i) {
+  for (std::size_t i = 0; !in_order && i + 1 < run.size(); ++i) {
     const Segment& first = *parts[place[run[i].address]].block->segment;
     const Segment& second = *parts[place[run[i + 1].address]].block->segment;
     const bool tie =
@@ -256,23 +309,24 @@ bool HistoryCheck::release_all(std::span<const RecordedEntry> run, std::size_t b
   return true;
 }
 
-bool HistoryCheck::release_available(std::size_t request) {
-  const std::vector<RecordedEntry> run = std::move(unexplained_);
-  unexplained_.clear();
+bool HistoryCheck::release_some(std::span<const RecordedEntry> run, std::size_t begin,
+                                std::size_t request) {
+  if (allocator_.settings_.max_split == kNoLimit || request == history_.entries.size())
+    return false;
   const RecordedEntry& recorded = history_.entries[request];
   const Bytes size = allocator_.round_request(recorded.size);
   Journal journal;
   allocator_.keep_journal(&journal);
-  const bool enough =
-      allocator_.release_available(lane(recorded.stream, size <= kLargestSmall), size);
-  if (journal.entries().size() < run.size() || !enough) allocator_.release_cached();
+  allocator_.release_available(lane(recorded.stream, size <= kLargestSmall), size);
   allocator_.keep_journal(nullptr);
   const std::vector<JournalEntry>& made = journal.entries();
-  just_released_ = true;
-  return std::equal(made.begin(), made.end(), run.begin(), run.end(),
-                    [](const JournalEntry& a, const RecordedEntry& b) {
-                      return a.address == b.address && a.size == b.size;
-                    });
+  if (made.empty() || made.size() > run.size()) return false;
+  const auto rest = run.subspan(made.size());
+  const bool as_recorded = std::equal(made.begin(), made.end(), run.begin(),
+                                      [](const JournalEntry& a, const RecordedEntry& b) {
+                                        return a.address == b.address && a.size == b.size;
+                                      });
+  return as_recorded && (rest.empty() || release_all(rest, begin));
 }
 
 bool HistoryCheck::collect(std::span<const RecordedEntry> run) {
