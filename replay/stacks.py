@@ -33,8 +33,9 @@ def read_stacks(loaded: LoadedTrace) -> tuple[Array, list[str]]:
     if not loaded.metadata.get("stacks") or not table.is_file():
         return np.full(loaded.rows, -1, dtype=np.int64), []
     try:
-        stacks = pq.read_table(table, columns=["stack"]).column("stack").to_pylist()
-    except (OSError, pa.ArrowException) as error:
+        column = pq.read_table(table, columns=["stack"]).column("stack").cast(pa.string())
+        stacks = [text or "" for text in column.to_pylist()]
+    except (OSError, KeyError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         raise BrokenFileError(table, f"not a table of stacks ({reason})", "remove it") from None
     (file,) = open_trace(loaded.path).files

@@ -23,8 +23,9 @@ PROTOCOL: Final = 4
 """Of the pickle: memory_viz reads none above."""
 
 _CHUNK = 100_000
-_FRAME = re.compile(r"(.+):(\d+) (.+)")
-_INDEX = re.compile(r"[^:]+:(\d+)")
+_FRAME = re.compile(r"(.+):(\d{1,9}) (.+)", re.DOTALL)
+_INDEX = re.compile(r"[^:]+:(\d{1,3})")
+_MOST_DEVICES = 128  # that PyTorch can number
 _DEFAULT_POOL = (0, 0)
 
 
@@ -59,7 +60,7 @@ def snapshot_of(source: ReplaySource, progress: Progress = lambda *_: None) -> d
         progress: called with the entries done and the entries in all.
     """
     found = _INDEX.fullmatch(source.history.device)
-    device = int(found[1]) if found else 0
+    device = int(found[1]) if found and int(found[1]) < _MOST_DEVICES else 0
     stacks = _Frames(source.origins.stacks)
     settings = allocator_settings(source.history.settings)
     trace = _entries(source, stacks, progress)
