@@ -16,6 +16,7 @@ from workbench.replay import _engine
 
 Array = npt.NDArray[Any]
 _UNKNOWN = 255
+_REFUSED = 254  # an `oom`: a request that the recorded allocator could not serve
 # Per column of the trace: the type it is kept in. Text columns are kept as codes.
 _NUMBERS = {"time_ns": "i8", "id": "i8", "size": "i8", "stream": "i4", "thread": "i4", "step": "i4"}
 _TEXTS = {"event": "u1", "device": "i4", "phase": "i4", "scope": "i4"}
@@ -143,13 +144,33 @@ class LoadedTrace:
         """Optimizer steps completed while recording; 0 where none was seen."""
         return max(int(self.columns["step"].max()), 0) if self.rows else 0
 
-    def traffic(self, device: str) -> Traffic:
-        """The events of `device` that the engine knows."""
+    def refused(self, device: str) -> Array:
+        """The rows of `device` at which the recorded program ran out of memory."""
         code = self.texts["device"].index(device) if device in self.texts["device"] else -2
-        chosen = (self.columns["device"] == code) & (self.columns["event"] != _UNKNOWN)
-        row = np.flatnonzero(chosen)
+        found = (self.columns["device"] == code) & (self.columns["event"] == _REFUSED)
+        rows: Array = np.flatnonzero(found)
+        return rows
+
+    def traffic(self, device: str, *, refused: bool = False) -> Traffic:
+        """The events of `device` that the engine knows.
+
+        Args:
+            device: its name in the trace.
+            refused: whether to ask again for what the recorded allocator could not serve. All but
+                the last of those requests are freed at once: the program went on without them.
+        """
+        code = self.texts["device"].index(device) if device in self.texts["device"] else -2
+        chosen = (self.columns["device"] == code) & (self.columns["event"] < _REFUSED)
+        asked = self.refused(device) if refused else np.empty(0, dtype=np.int64)
+        # Freed at once: two events of one row.
+        row = np.sort(np.concatenate([np.flatnonzero(chosen), asked, asked[:-1]]))
         part = {name: column[row] for name, column in self.columns.items()}
         op = part["event"]
+        again = np.flatnonzero(op == _REFUSED)
+        if again.size:
+            allocs = np.append(True, row[again][1:] != row[again][:-1])
+            op[again] = np.where(allocs, _engine.OPS["alloc"], _engine.OPS["free"])
+            part["id"][again] = int(self.columns["id"].max()) + np.cumsum(allocs)
         try:
             slot, slot_count = _engine.assign_slots(op, part["id"])
         except ValueError as error:
@@ -228,4 +249,5 @@ def load_trace(path: str, progress: Callable[[int, int], None] | None = None) ->
 
 
 def _ops(events: list[str]) -> Array:
-    return np.array([_engine.OPS.get(event, _UNKNOWN) for event in events], dtype=np.uint8)
+    codes = {**_engine.OPS, "oom": _REFUSED}
+    return np.array([codes.get(event, _UNKNOWN) for event in events], dtype=np.uint8)

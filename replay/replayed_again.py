@@ -68,7 +68,7 @@ class ReplayedAgain:
                 f"event {row} was not reached: the replay of {info['label']} ended out of memory "
                 f"at event {info['outcome']['oom']['event']}"
             )
-        return self._snapshot(index, found["blocks"])
+        return snapshot_of(self._loaded, self._traffic, index, found["blocks"], self._info["label"])
 
     def _row(self, event: SupportsIndex | str) -> int:
         label = self._info["label"]
@@ -94,47 +94,51 @@ class ReplayedAgain:
                 ) from None
         return int(row)
 
-    def _snapshot(self, index: int, found: _engine.Blocks) -> Snapshot:
-        traffic, columns, made = self._traffic, found["blocks"], found["blocks"]["slot_event"]
-        of_segments = found["segments"]
-        segments = pd.DataFrame(
-            {
-                "segment": of_segments["number"].astype(np.int64),
-                "address": of_segments["address"].astype(np.int64),
-                "size": of_segments["size"],
-                "stream": of_segments["stream"],
-                "pool": of_segments["pool"].astype(object),
-                "expandable": of_segments["expandable"].astype(bool),
-            }
-        )
 
-        def of_event(values: Array) -> Array:
-            # Blocks that no event made have index -1, which finds the last entry: -1.
-            chosen: Array = np.append(values, values.dtype.type(-1))[made]
-            return chosen
+def snapshot_of(
+    loaded: LoadedTrace, traffic: Traffic, index: int, found: _engine.Blocks, label: str
+) -> Snapshot:
+    """The state that a replay of `traffic` listed after its event `index`."""
+    columns, made = found["blocks"], found["blocks"]["slot_event"]
+    of_segments = found["segments"]
+    segments = pd.DataFrame(
+        {
+            "segment": of_segments["number"].astype(np.int64),
+            "address": of_segments["address"].astype(np.int64),
+            "size": of_segments["size"],
+            "stream": of_segments["stream"],
+            "pool": of_segments["pool"].astype(object),
+            "expandable": of_segments["expandable"].astype(bool),
+        }
+    )
 
-        def texts(all_texts: list[str], codes: Array) -> pd.Series[Any]:
-            listed = np.array([*all_texts, None], dtype=object)
-            # Left to itself, pandas makes NaN of None.
-            return pd.Series(listed[of_event(codes)], dtype=object)
+    def of_event(values: Array) -> Array:
+        # Blocks that no event made have index -1, which finds the last entry: -1.
+        chosen: Array = np.append(values, values.dtype.type(-1))[made]
+        return chosen
 
-        event = int(traffic.row[index])
-        rows = of_event(traffic.row)
-        blocks = pd.DataFrame(
-            {
-                **{name: columns[name] for name in ("segment", "offset", "size", "requested")},
-                "state": columns["state"].astype(object),
-                "id": of_event(traffic.ids),
-                "alloc_event": rows,
-                "age": np.where(rows < 0, -1, event - rows),
-                "thread": of_event(traffic.thread),
-                "step": of_event(traffic.step),
-                "phase": texts(traffic.phases, traffic.phase),
-                "scope": texts(traffic.scopes, traffic.scope),
-                "stack": pd.Series(_stacks(self._loaded, rows), dtype=object),
-            }
-        )
-        return Snapshot(self._info["label"], event, segments, blocks)
+    def texts(all_texts: list[str], codes: Array) -> pd.Series[Any]:
+        listed = np.array([*all_texts, None], dtype=object)
+        # Left to itself, pandas makes NaN of None.
+        return pd.Series(listed[of_event(codes)], dtype=object)
+
+    event = int(traffic.row[index])
+    rows = of_event(traffic.row)
+    blocks = pd.DataFrame(
+        {
+            **{name: columns[name] for name in ("segment", "offset", "size", "requested")},
+            "state": columns["state"].astype(object),
+            "id": of_event(traffic.ids),
+            "alloc_event": rows,
+            "age": np.where(rows < 0, -1, event - rows),
+            "thread": of_event(traffic.thread),
+            "step": of_event(traffic.step),
+            "phase": texts(traffic.phases, traffic.phase),
+            "scope": texts(traffic.scopes, traffic.scope),
+            "stack": pd.Series(stacks_of(loaded, rows), dtype=object),
+        }
+    )
+    return Snapshot(label, event, segments, blocks)
 
 
 def _trace_of(info: Mapping[str, Any]) -> tuple[LoadedTrace, Traffic]:
@@ -152,7 +156,7 @@ def _trace_of(info: Mapping[str, Any]) -> tuple[LoadedTrace, Traffic]:
     return loaded, traffic
 
 
-def _stacks(loaded: LoadedTrace, rows: Array) -> Array:
+def stacks_of(loaded: LoadedTrace, rows: Array) -> Array:
     """The folded stacks of `rows` of the trace; None where none was recorded, and for row -1."""
     numbers, stacks = read_stacks(loaded)
     chosen = np.where(rows < 0, -1, np.append(numbers, -1)[rows])

@@ -23,6 +23,10 @@ from workbench.replay import _engine
 Array = npt.NDArray[Any]
 Kind = Literal["exact", "differs", "not_reconstructible"]
 
+_NO_HISTORY = (
+    "the file holds the state at the end and no history; before a run, call "
+    "torch.cuda.memory._record_memory_history()"
+)
 # Each round learns at least one fact; more than these means that the rules are others.
 _MOST_ROUNDS = 100
 
@@ -103,7 +107,7 @@ def check_history(history: History) -> Verdict:
 def state_after(history: History, entry: int) -> tuple[Verdict, CheckedState | None]:
     """The verdict, and the state after `entry` where the history is reproduced that far."""
     verdict, attempt = _best_attempt(history)
-    if attempt is None or verdict.kind != "exact":
+    if attempt is None or attempt.problem:
         return verdict, None
     found = _run(history, attempt, learns=True, state_at=entry)
     return verdict, CheckedState(found["segments"], found["blocks"])
@@ -122,6 +126,8 @@ def _best_attempt(history: History) -> tuple[Verdict, _Attempt | None]:
         if exact
         else max(attempts, key=lambda attempt: attempt.reached)
     )
+    if not len(history.action) and exact:
+        return Verdict(history.device, "not_reconstructible", problem=_NO_HISTORY), chosen
     others = [attempt for attempt in attempts if attempt is not chosen]
     verdict = Verdict(
         device=history.device,

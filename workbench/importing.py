@@ -13,6 +13,7 @@ from workbench.common.errors import BrokenFileError, RunError, TraceError, Usage
 
 if TYPE_CHECKING:
     from workbench.recorders.importers import Imported
+    from workbench.recorders.trace.history import History
     from workbench.recorders.trace.summary import FileSummary
 
 Progress = Callable[[str, int, int], None]
@@ -29,6 +30,7 @@ class ImportReport:
         file: the file that was read.
         stacks: the stack table, where the file has stacks.
         summary: what the trace holds.
+        histories: what the recorded allocator did, where the file tells it.
     """
 
     output: Path
@@ -36,6 +38,7 @@ class ImportReport:
     file: Path
     stacks: Path | None
     summary: FileSummary
+    histories: list[History]
 
     @property
     def notes(self) -> list[str]:
@@ -108,7 +111,7 @@ def import_file(
             f"{source}: needs more memory to import than there is; import it on a larger machine, "
             "or record a shorter span of the program"
         ) from error
-    return ImportReport(output, importer.NAME, source, stacks, summary)
+    return ImportReport(output, importer.NAME, source, stacks, summary, imported.histories)
 
 
 def _checks(imported: Imported) -> list[dict[str, Any]]:

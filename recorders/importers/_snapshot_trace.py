@@ -240,7 +240,8 @@ class DeviceRows:
         """Microseconds; where the file has none, as many as entries came before."""
         told = self._entries.time_us
         if told is None:
-            return np.maximum(order + 1, 0) // 2
+            counted: Array = np.maximum(order + 1, 0) // 2
+            return counted
         if not len(told):
             return np.zeros(len(order), dtype=np.int64)
         rising = np.maximum.accumulate(told)

@@ -206,9 +206,11 @@ def warnings(summary: FileSummary) -> Iterator[str]:
     """What to know before believing the numbers, a sentence each."""
     about = summary.metadata
     if not about["complete"]:
+        count = about["lost_events"]
+        lost = f"{count:,} events are known to be lost" if count else "something is missing"
         yield (
-            f"the trace is incomplete: {about['lost_events']:,} events are known to be lost "
-            f"({about['lost_reason'] or 'no reason is given'}); peaks may be too low"
+            f"the trace is incomplete: {lost} ({about['lost_reason'] or 'no reason is given'}); "
+            "peaks may be too low"
         )
     if about["unmatched_frees"]:
         yield (

@@ -1,0 +1,131 @@
+"""``wb why``: what ate the memory, and what would help."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from workbench.commands._progress import Progress
+    from workbench.replay.why import Why
+
+
+def command(
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="A memory snapshot of PyTorch, a trace, or what wb import reads."
+        ),
+    ],
+    device: Annotated[
+        str | None, typer.Option(help="Whose memory, such as cuda:0; by default where it ran out.")
+    ] = None,
+    capacity: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Memory that PyTorch could have, such as 70GiB."),
+    ] = None,
+    device_memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Memory of the whole device, such as 80GiB."),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write the answer as a page.")] = None,
+    force: Annotated[bool, typer.Option(help="Replace the page.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Say why a program ran out of memory, where its memory was, and which settings would help.
+
+    Of a snapshot the recorded state is shown, reproduced by replaying its history; other settings
+    are replayed on a simulated device. Without an out-of-memory in the file, the peak is explained.
+
+    Examples:
+
+        wb why snapshot.pickle
+
+        wb why snapshot.pickle --device-memory 80GiB --html why.html
+
+        wb why run.parquet --capacity 24GiB --json
+    """
+    from workbench.commands._progress import progress_bar
+    from workbench.common.errors import UsageError
+    from workbench.common.units import parse_size
+
+    if html is not None and html.exists() and not force:
+        raise UsageError(f"--html {html}: exists; use --force to replace it")
+    if html is not None and not html.absolute().parent.is_dir():
+        raise UsageError(f"--html {html}: {html.parent} does not exist; make it first")
+    sizes = [
+        None if text is None else parse_size(text, name)
+        for text, name in ((capacity, "--capacity"), (device_memory, "--device-memory"))
+    ]
+    with progress_bar() as progress:
+        why = _explain(file, device, sizes[0], sizes[1], progress)
+    if html is not None:
+        _write_page(why, html)
+    if as_json:
+        from workbench.replay.why_summary import document
+
+        print(json.dumps(document(why), indent=1))
+    else:
+        _print(why, file, html)
+
+
+def _explain(
+    file: str, device: str | None, capacity: int | None, memory: int | None, progress: Progress
+) -> Why:
+    from workbench.importing import import_file
+    from workbench.replay.processes import scratch_folder
+    from workbench.replay.why import why_trace
+
+    path = Path(file)
+    if not path.is_file() or path.open("rb").read(4) == b"PAR1":  # a trace, or a URL of one
+        return why_trace(
+            file, device=device, capacity=capacity, device_memory=memory, progress=progress
+        )
+    with scratch_folder() as scratch:
+        trace = scratch / "imported.parquet"
+        report = import_file(path, trace, progress=progress)
+        return why_trace(
+            str(trace),
+            report.histories,
+            shown=file,
+            device=device,
+            capacity=capacity,
+            device_memory=memory,
+            progress=progress,
+        )
+
+
+def _write_page(why: Why, html: Path) -> None:
+    from workbench.common.errors import RunError
+    from workbench.common.files import replaced_file
+    from workbench.replay import why_summary
+
+    try:
+        with replaced_file(html) as part:
+            part.write_text(why_summary.html(why), encoding="utf-8")
+    except OSError as error:
+        raise RunError(
+            f"{html}: the page could not be written ({error.strerror}); make room, or name "
+            "another file"
+        ) from error
+
+
+def _print(why: Why, file: str, html: Path | None) -> None:
+    from rich.console import Console
+
+    from workbench.replay.why_summary import parts
+
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    for part in parts(why):
+        console.print(part, markup=False, soft_wrap=isinstance(part, str))
+    if html is not None:
+        console.print(f"The page: {html}", markup=False, soft_wrap=True)
+    name = shlex.quote(file)
+    trace = name if file.endswith(".parquet") else "run.parquet"
+    first = "" if trace == name else f"wb import {name} -o run.parquet && "
+    console.print(f"Next: {first}wb tune {trace}", markup=False, soft_wrap=True)
