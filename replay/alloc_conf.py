@@ -185,8 +185,9 @@ class Space:
             settings["large_segment_size_mb"] = str(large)
         # A split limit with expandable segments is known to hurt; see docs/allocators.md.
         if not expandable and self.has("max_split_size_mb") and trial.suggest_int("split", 0, 1):
-            place = trial.suggest_int("split_limit", 0, len(SPLITS) - 1)
-            settings["max_split_size_mb"] = str(max(SPLITS[place], large))
+            # So is one that is no more than the large segment size.
+            limit = SPLITS[trial.suggest_int("split_limit", 0, len(SPLITS) - 1)]
+            settings["max_split_size_mb"] = str(max(limit, min(filter(large.__lt__, SPLITS))))
             if self.has("max_non_split_rounding_mb") and trial.suggest_int("rounding", 0, 1):
                 place = trial.suggest_int("rounding_limit", 0, len(ROUNDINGS) - 1)
                 settings["max_non_split_rounding_mb"] = str(max(ROUNDINGS[place], large))

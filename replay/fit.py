@@ -8,6 +8,7 @@ from functools import partial
 
 from workbench.common.errors import UsageError
 from workbench.replay import _engine
+from workbench.replay.alloc_conf import RULES, RecordedSettings
 from workbench.replay.cell import AllocatorSpec, check_completion
 from workbench.replay.fitting import UNIT, Fit, Fits
 from workbench.replay.processes import scratch_folder
@@ -119,6 +120,13 @@ class _Broken(Exception):
         super().__init__(outcome.reason)
 
 
+def rules_of(subject: Subject, spec: AllocatorSpec) -> str:
+    """The setting ``rules:…`` of the trace where it is not asked for otherwise."""
+    if spec.name != "caching" or RULES in spec.settings_by_key():
+        return ""
+    return RecordedSettings.of(subject.metadata).rules
+
+
 def smallest_device(subject: Subject, spec: AllocatorSpec, completion: str) -> Search:
     """Asks for replays, is sent what came of them, and returns the answer.
 
@@ -126,11 +134,14 @@ def smallest_device(subject: Subject, spec: AllocatorSpec, completion: str) -> S
     what the traffic takes where there is no limit.
     """
 
+    found = partial(Fit, subject, spec, rules=rules_of(subject, spec))
+    settings = found(status="").replayed.settings
+
     def sized(unit: int | None) -> Candidate:
         return Candidate(
             traffic=subject.name,
             allocator=spec.name,
-            settings=spec.settings,
+            settings=settings,
             capacity=None if unit is None else unit * UNIT,
             completion=completion,
         )
@@ -139,23 +150,21 @@ def smallest_device(subject: Subject, spec: AllocatorSpec, completion: str) -> S
         (unlimited,) = yield from _measure([sized(None)])
         if not unlimited.completed:
             reason = f"row {subject.row(unlimited):,} is refused on a device without limit too"
-            return Fit(subject, spec, "never", reason, unlimited=unlimited)
+            return found("never", reason, unlimited=unlimited)
         least = -(-subject.peak_live // UNIT)
         start = max(-(-unlimited.peak_reserved // UNIT), least)
-        found = yield from _smallest(sized, least - 1, start, lambda one: one.completed)
-        if found is None:
+        smallest = yield from _smallest(sized, least - 1, start, lambda one: one.completed)
+        if smallest is None:
             reason = "no device with a limit that was tried holds it"
-            return Fit(subject, spec, "never", reason, unlimited=unlimited)
-        unit, there = found
+            return found("never", reason, unlimited=unlimited)
+        unit, there = smallest
         below = [one for one in range(unit - 1, unit - 1 - BELOW, -1) if one >= least]
         outcomes = yield from _measure([sized(one) for one in below])
         roomy = yield from _smallest(sized, unit - 1, max(start, unit), _is_unhindered)
     except _Broken as broken:
-        return Fit(subject, spec, broken.outcome.status, broken.outcome.reason)
-    return Fit(
-        subject=subject,
-        allocator=spec,
-        status="fits",
+        return found(broken.outcome.status, broken.outcome.reason)
+    return found(
+        "fits",
         capacity=unit * UNIT,
         at=there,
         roomy=None if roomy is None else roomy[0] * UNIT,

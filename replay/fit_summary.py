@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from workbench.common.units import format_bytes
 from workbench.replay.fitting import UNIT, Fit, Fits
+from workbench.replay.tune_summary import cell, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -48,6 +49,7 @@ def _row(fit: Fit, several: bool) -> list[str]:
     name = fit.allocator.label + (" *" if fit.subject.as_if else "")
     if several:
         name = f"{fit.subject.path}, {fit.subject.device}: {name}"
+    name = cell(name)
     live = format_bytes(fit.subject.peak_live)
     if fit.at is None or fit.headroom is None or fit.headroom_share is None:
         return [name, fit.status.replace("_", " "), live, "-", "-", "-", "-"]
@@ -92,11 +94,15 @@ def sentences(fits: Fits) -> list[str]:
             ] = None
         for warning in fit.unlimited.warnings if fit.unlimited else ():
             found[f"{label}: {warning}."] = None
+        if fit.rules:
+            found[f"{label}: replayed with {fit.rules}, as {fit.subject.path} says."] = None
         if fit.subject.as_if:
             found[
                 f"* as-if replay: {fit.subject.device} traffic through an allocator for "
                 f"{fit.subject.kind} memory; shown, never recommended from."
             ] = None
+    for fit in fits.fits:
+        found.update(dict.fromkeys(fit.subject.notes))
     for name, reason in fits.left_out:
         found[f"Left out: {name} cannot run here ({reason})."] = None
-    return list(found)
+    return [printable(one) for one in found]

@@ -22,7 +22,8 @@ class Fit:
 
     Args:
         subject: the traffic.
-        allocator: and its settings.
+        allocator: and its settings, as asked for.
+        rules: the setting ``rules:…`` that a replay of this trace needs besides; empty for none.
         status: ``fits``, ``never`` (not on a device without limit either), ``refused``,
             ``crashed`` or ``timed_out``.
         reason: one sentence, without a full stop, where it does not fit.
@@ -45,6 +46,13 @@ class Fit:
     roomy: int | None = None
     unlimited: Outcome | None = None
     also: tuple[int, ...] = ()
+    rules: str = ""
+
+    @property
+    def replayed(self) -> AllocatorSpec:
+        """The allocator and all settings that were replayed."""
+        settings = [text for text in (self.allocator.settings, self.rules) if text]
+        return AllocatorSpec(self.allocator.name, ",".join(settings))
 
     @property
     def headroom(self) -> int | None:
@@ -65,6 +73,7 @@ class Fit:
             "allocator": self.allocator.name,
             "settings": self.allocator.settings_by_key(),
             "label": self.allocator.label,
+            "rules": self.rules,
             "status": self.status,
             "reason": self.reason,
             "capacity_bytes": self.capacity,
@@ -78,6 +87,7 @@ class Fit:
             else None,
             "also_completes_bytes": list(self.also),
             "warnings": self.unlimited.warnings if self.unlimited else [],
+            "notes": self.subject.notes,
         }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.common.errors import UsageError
+from workbench.replay import _engine
 from workbench.replay.cell import Capacity, choose_capacity, choose_device, device_kind
 from workbench.replay.events import Traffic, load_trace
 from workbench.replay.search import Outcome
@@ -51,6 +52,25 @@ class Subject:
     def peak_live(self) -> int:
         """Bytes."""
         return self.traffic.peak_live_bytes
+
+    @property
+    def notes(self) -> list[str]:
+        """What limits conclusions from the trace, one sentence each."""
+        found = []
+        live = int((self.traffic.op == _engine.OPS["live"]).sum())
+        if live:
+            found.append(
+                f"{live:,} blocks were live when recording began: a replay allocates them first, "
+                "without the holes that lay between them."
+            )
+        if self.metadata.get("complete") is False:
+            why = self.metadata.get("lost_reason")
+            lost = self.metadata.get("lost_events", 0)
+            found.append(
+                f"{self.path} is incomplete ({why or f'{lost:,} events were lost'}): peaks may be "
+                "too low."
+            )
+        return found
 
     def row(self, outcome: Outcome) -> int | None:
         """The row of the trace at which memory ran out; None where it did not."""
@@ -99,7 +119,7 @@ def load_subjects(
         for kind in kinds:
             chosen = choose_device(kind, devices, wanted)
             if chosen not in traffics:
-                traffics[chosen] = loaded.traffic(chosen)
+                traffics[chosen] = loaded.traffic(chosen, refused=True)
             about = loaded.metadata.get("devices", {}).get(chosen)
             subject = Subject(
                 path=loaded.path,

@@ -204,8 +204,8 @@ class _Search:
         left_out = [key for key in unknown if key not in self.options.without]
         if left_out:
             self.notes.append(
-                f"Not tried: {' and '.join(left_out)}, which the PyTorch of this trace does not "
-                "take yet."
+                f"Not tried: {' and '.join(left_out)}, for which the PyTorch of this trace is "
+                "likely too old."
             )
         without = (*self.options.without, *unknown)
         collections = useful_collections(

@@ -52,7 +52,7 @@ def evidence_table(tuning: Tuning) -> Table:
     if tuning.best not in (tuning.default, tuning.own):
         rows.append((f"{tuning.best.settings} (best)", tuning.best))
     for name, tried in rows:
-        table.add_row(name, *_numbers(tried, subject))
+        table.add_row(cell(name), *_numbers(tried, subject))
     return table
 
 
@@ -61,7 +61,7 @@ def checks_table(tuning: Tuning) -> Table:
     table = _table("On other traces", "trace", "settings")
     for check in tuning.checks:
         name = f"{check.subject.path}, {check.subject.device}, {check.subject.events:,} events"
-        table.add_row(name, "default", *_numbers(check.default, check.subject))
+        table.add_row(cell(name), "default", *_numbers(check.default, check.subject))
         if check.best.settings:
             table.add_row("", "best", *_numbers(check.best, check.subject))
     return table
@@ -77,14 +77,14 @@ def front_table(tuning: Tuning, top: int) -> Table:
         "settings",
     )
     for tried in front:
-        table.add_row(tried.settings or "default", *_numbers(tried, tuning.subject))
+        table.add_row(cell(tried.settings or "default"), *_numbers(tried, tuning.subject))
     return table
 
 
 def _table(title: str, *left: str) -> Table:
     from rich.table import Table
 
-    table = Table(title=_plain(title), title_justify="left")
+    table = Table(title=cell(title), title_justify="left")
     for name in left:
         table.add_column(name, overflow="fold")
     for name in ("peak reserved", "over peak live", "device calls", "retries"):
@@ -112,26 +112,21 @@ def _numbers(tried: Tried, subject: Subject) -> list[str]:
 def sentences(tuning: Tuning) -> list[str]:
     """The answer, what it rests on, and what to know beside; the answer first."""
     found = [_answer(tuning)]
-    if tuning.export is not None:
-        found += ["", tuning.export, ""]
-    found.append(_basis(tuning))
-    found += [f"Warning: {sentence}." for sentence in tuning.warnings]
     if tuning.subject.as_if:
         found.append(
             f"As-if replay: {tuning.subject.device} traffic through an allocator for GPUs. It "
             "shows what settings do to such traffic, not what to deploy."
         )
+    if tuning.export is not None:
+        found += ["", tuning.export, ""]
+    found.append(_basis(tuning))
+    found += [f"Warning: {sentence}." for sentence in tuning.warnings]
     found += _costs(tuning)
-    if tuning.subject.metadata.get("complete") is False:
-        found.append(
-            "The trace is incomplete: "
-            f"{tuning.subject.metadata.get('lost_events', 0):,} events are known to be lost."
-        )
     crashed = [one for one in tuning.tried if not one.outcome.measured]
     found += [
         f"{one.settings or 'default'} has no result: {one.outcome.reason}." for one in crashed
     ]
-    return [*found, *tuning.notes]
+    return [printable(one) for one in (*found, *tuning.subject.notes, *tuning.notes)]
 
 
 def _answer(tuning: Tuning) -> str:
@@ -234,9 +229,15 @@ def follow_up(tuning: Tuning, trace: str) -> Sequence[str]:
     return ["wb", "fit", trace, *allocators]
 
 
-def _plain(text: str) -> str:
+def printable(text: str) -> str:
+    """Text from a file, without commands to a terminal."""
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
+
+
+def cell(text: str) -> str:
+    """The same in a table, where it is no markup."""
     from rich.markup import escape
 
-    return escape(
-        "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
-    )
+    return escape(printable(text))

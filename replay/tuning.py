@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # A gain of no more than this share is none.
 ENOUGH = 0.01
 # Settings this near to the best count as equal to it: the simplest of them is taken.
-TIE = 0.005
+TIE = ENOUGH
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,7 +272,7 @@ class Tuning:
             ],
             "tried": [one.document() for one in self.tried],
             "warnings": self.warnings,
-            "notes": self.notes,
+            "notes": [*self.subject.notes, *self.notes],
         }
 
     def __rich_console__(self, console: Any, options: Any) -> Any:

@@ -102,6 +102,16 @@ def test_each_rank_has_its_own_answer(make_trace: MakeTrace, tmp_path: Path) -> 
     assert "rank=1" in wb(tmp_path, "fit", "ranks", "-a", "caching").stdout
 
 
+def test_rules_that_a_trace_names_are_replayed(make_trace: MakeTrace, tmp_path: Path) -> None:
+    rules = {"allocator": {"settings": "rules:address-order"}}
+    make_trace(GROWING, device="cuda:0", metadata=rules)
+    done = wb(tmp_path, "fit", "run.parquet", "-a", "caching")
+    assert "caching: replayed with rules:address-order, as run.parquet says." in done.stdout
+    assert "-a caching:rules:address-order --capacity" in done.stdout
+    other = wb(tmp_path, "fit", "run.parquet", "-a", "caching:rules:2.13", "-a", "direct", "--json")
+    assert [one["rules"] for one in json.loads(other.stdout)["fits"]] == ["", ""]
+
+
 def test_what_no_device_holds_is_a_row_and_exit_code_0(
     make_trace: MakeTrace, tmp_path: Path
 ) -> None:

@@ -89,7 +89,7 @@ def test_each_setting_is_tried_once_and_the_default_first(
     assert len(texts) == len(set(texts)) == 90
     assert texts[0] == ""
     assert found["verdict"] == "helps"
-    assert found["best"]["objective"] <= min(one["objective"] for one in found["tried"]) * 1.005
+    assert found["best"]["objective"] <= min(one["objective"] for one in found["tried"]) * 1.01
     calls = [one["device_calls"] for one in found["front"]]
     reserved = [one["peak_reserved_bytes"] for one in found["front"]]
     assert calls == sorted(calls, reverse=True)
@@ -140,6 +140,26 @@ def test_settings_of_the_trace_that_are_none_are_left_out_with_a_note(
     assert done.returncode == 0
     assert "The settings that the trace ran with are none of caching's" in done.stdout
     assert "lobster" in done.stdout
+
+
+def test_settings_that_conflict_are_warned_of(make_trace: MakeTrace, tmp_path: Path) -> None:
+    settings = {"expandable_segments": True, "max_split_size_mb": 64}
+    make_trace(GROWING, device="cuda:0", metadata={"allocator": {"settings": settings}})
+    done = wb(tmp_path, "tune", "run.parquet", "--quick")
+    assert "expandable_segments:True,max_split_size_mb:64 (as recorded)" in done.stdout
+    assert "Warning: expandable_segments:True,max_split_size_mb:64: " in done.stdout
+    assert "can grow several times over" in done.stdout
+
+
+def test_what_a_trace_says_is_no_command_to_the_terminal(
+    make_trace: MakeTrace, tmp_path: Path
+) -> None:
+    lost = {"complete": False, "lost_reason": "because \x1b]0;of [red]"}
+    make_trace(GROWING, device="cuda:0", metadata=lost)
+    done = wb(tmp_path, "tune", "run.parquet", "--quick")
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout
+    assert "run.parquet is incomplete (because \N{REPLACEMENT CHARACTER}]0;of [red])" in done.stdout
 
 
 def test_no_setting_helps_where_none_does(make_trace: MakeTrace, tmp_path: Path) -> None:

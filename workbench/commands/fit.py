@@ -68,14 +68,14 @@ def _print(fits: Fits, trace: str) -> None:
     from workbench.replay.fit_summary import parts
 
     # A pipe has no width: take one that holds the table unbroken.
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 180, highlight=False)
     for part in parts(fits):
         console.print(part, markup=not isinstance(part, str), soft_wrap=isinstance(part, str))
     holding = [fit for fit in fits.fits if fit.capacity is not None]
     if not holding:
         return
     least = min(holding, key=lambda fit: fit.capacity or 0)
-    allocator = ":".join(part for part in (least.allocator.name, least.allocator.settings) if part)
+    allocator = ":".join(part for part in (least.replayed.name, least.replayed.settings) if part)
     words = ["wb", "replay", trace, "-a", allocator, "--capacity"]
     words.append(f"{(least.capacity or 0) // 2**20}MiB")
     console.print(f"\nNext: {shlex.join(words)}", markup=False, soft_wrap=True)
