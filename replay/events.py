@@ -151,17 +151,15 @@ class LoadedTrace:
         rows: Array = np.flatnonzero(found)
         return rows
 
-    def traffic(self, device: str, *, refused: bool = False) -> Traffic:
+    def traffic(self, device: str) -> Traffic:
         """The events of `device` that the engine knows.
 
-        Args:
-            device: its name in the trace.
-            refused: whether to ask again for what the recorded allocator could not serve. All but
-                the last of those requests are freed at once: the program went on without them.
+        What the recorded allocator could not serve is asked for again. All but the last of those
+        requests are freed at once: the program went on without them.
         """
         code = self.texts["device"].index(device) if device in self.texts["device"] else -2
         chosen = (self.columns["device"] == code) & (self.columns["event"] < _REFUSED)
-        asked = self.refused(device) if refused else np.empty(0, dtype=np.int64)
+        asked = self.refused(device)
         # Freed at once: two events of one row.
         row = np.sort(np.concatenate([np.flatnonzero(chosen), asked, asked[:-1]]))
         part = {name: column[row] for name, column in self.columns.items()}

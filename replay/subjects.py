@@ -119,7 +119,7 @@ def load_subjects(
         for kind in kinds:
             chosen = choose_device(kind, devices, wanted)
             if chosen not in traffics:
-                traffics[chosen] = loaded.traffic(chosen, refused=True)
+                traffics[chosen] = loaded.traffic(chosen)
             about = loaded.metadata.get("devices", {}).get(chosen)
             subject = Subject(
                 path=loaded.path,

@@ -400,7 +400,7 @@ def _replayed_snapshot(
     request: Request | None,
 ) -> tuple[Snapshot, Request | None, int | None]:
     """The state of a replay under the recorded settings where it fails, or at its peak."""
-    traffic = loaded.traffic(subject.device, refused=True)
+    traffic = subject.traffic
     settings = recorded.replayed(recorded.own)
     try:
         replay = _engine.Replay(
