@@ -56,7 +56,7 @@ class Rows:
         with self._source.open(self._progress) as file:
             try:
                 for batch in self._reader(file):
-                    self._check(at_end=False)
+                    self._check(self.done + batch.num_rows)
                     yield batch
                     self.done += batch.num_rows
             except (pa.ArrowException, UnicodeDecodeError) as error:
@@ -65,7 +65,7 @@ class Rows:
                         f"is not CSV as expected after row {self.done:,} "
                         f"({str(error).splitlines()[0][:150]})"
                     ) from error
-        self._check(at_end=True)
+        self.cut_short = bool(self._odd)
 
     def _reader(self, file: IO[bytes]) -> Any:
         def odd(row: Any) -> str:
@@ -82,18 +82,17 @@ class Rows:
             pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(self._columns, pa.string())),
         )
 
-    def _check(self, at_end: bool) -> None:
+    def _check(self, rows: int) -> None:
+        """Refuse a row of the wrong width, unless it may be the last and cut short."""
         if not self._odd:
             return
         row = self._odd[0]
-        # The one that is cut short is the last that was parsed; another batch says it was not.
-        if at_end and len(self._odd) == 1 and row.actual_columns < row.expected_columns:
-            self.cut_short = True
-            return
-        raise self._source.broken(
-            f"line {row.number} has {row.actual_columns} columns where the header has "
-            f"{row.expected_columns}"
-        )
+        is_last = len(self._odd) == 1 and row.number > rows + 1  # the header, and what was read
+        if not is_last or row.actual_columns > row.expected_columns:
+            raise self._source.broken(
+                f"line {row.number} has {row.actual_columns} columns where the header has "
+                f"{row.expected_columns}"
+            )
 
     def whole_numbers(self, batch: pa.RecordBatch, name: str) -> npt.NDArray[np.int64]:
         """A column as whole numbers, shape (rows,).

@@ -207,7 +207,7 @@ def read(source: Source, progress: Progress | None) -> Imported:
     columns, rows, counts = log_columns(
         change > 0,
         np.zeros(len(change), np.bool_),
-        distinct_keys(address, device, process) if len(names) > 1 else address,
+        distinct_keys(address, device, process),
         time - time[0],
         np.abs(change),
         (device, names),
