@@ -155,6 +155,19 @@ class Why:
         parts = self.snapshot.waterfall
         return parts["live_requested"] + parts["pending"] + self.request.size <= self.left
 
+    def __rich_console__(self, console: Any, options: Any) -> Any:
+        from rich.text import Text
+
+        from workbench.replay.why_summary import parts
+
+        for part in parts(self):
+            yield Text(part) if isinstance(part, str) else part
+
+    def _repr_html_(self) -> str:
+        from workbench.replay.why_summary import html
+
+        return html(self)
+
     def document(self) -> dict[str, Any]:
         """For JSON: everything."""
         return {

@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Any
 from workbench.common.version import __version__
 
 if TYPE_CHECKING:
-    from workbench.api import fit, mark_step, record, replay, tune
+    from workbench.api import fit, import_file, mark_step, record, replay, tune, why
     from workbench.common.errors import WorkbenchError
 
 
 _HOME = {
     "WorkbenchError": "workbench.common.errors",
     "fit": "workbench.api",
+    "import_file": "workbench.api",
     "mark_step": "workbench.api",
     "record": "workbench.api",
     "replay": "workbench.api",
     "tune": "workbench.api",
+    "why": "workbench.api",
 }
 
 if find_spec("workbench.recorders") is None:
@@ -31,7 +33,17 @@ if find_spec("workbench.recorders") is None:
         "run Python in another folder, or with -P"
     )
 
-__all__ = ["WorkbenchError", "__version__", "fit", "mark_step", "record", "replay", "tune"]
+__all__ = [
+    "WorkbenchError",
+    "__version__",
+    "fit",
+    "import_file",
+    "mark_step",
+    "record",
+    "replay",
+    "tune",
+    "why",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 from workbench.replay.call import replay
 
 if TYPE_CHECKING:
+    from workbench.importing import ImportReport
     from workbench.replay.fitting import Fits
     from workbench.replay.tuning import Tuning
+    from workbench.replay.why import Why
 
-__all__ = ["fit", "mark_step", "record", "replay", "tune"]
+__all__ = ["fit", "import_file", "mark_step", "record", "replay", "tune", "why"]
 
 
 @contextlib.contextmanager
@@ -163,6 +165,61 @@ def fit(
     allocators = [allocator] if isinstance(allocator, str) else list(allocator)
     options = FitOptions(device=device, completion=completion, timeout=timeout)
     return fit_trace(os.fspath(trace), allocators, options)
+
+
+def why(
+    file: str | os.PathLike[str],
+    *,
+    device: str | None = None,
+    capacity: int | str | None = None,
+    device_memory: int | str | None = None,
+) -> Why:
+    """Say what ate the memory and what would help, as ``wb why`` does.
+
+    Args:
+        file: a memory snapshot of PyTorch, a trace, or what `import_file` reads.
+        device: whose memory; None for where it ran out, else the busiest device.
+        capacity: what PyTorch could have: bytes, or text such as ``70GiB``; None for what the
+            file says.
+        device_memory: of the whole device, likewise.
+
+    Raises:
+        UsageError: a wrong device or size, or nothing is allocated.
+        BrokenFileError: the file cannot be read, is of no known kind, or is broken.
+    """
+    from workbench.common.units import parse_size
+    from workbench.importing import explain
+
+    sizes = [
+        None if size is None else parse_size(str(size), name)
+        for size, name in ((capacity, "capacity"), (device_memory, "device_memory"))
+    ]
+    return explain(os.fspath(file), device=device, capacity=sizes[0], device_memory=sizes[1])
+
+
+def import_file(
+    file: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    kind: str | None = None,
+    force: bool = False,
+) -> ImportReport:
+    """Write a file of another tool as a trace, as ``wb import`` does.
+
+    Args:
+        file: a memory snapshot or profile of PyTorch, a log of RMM, a problem of MiniMalloc …
+        output: the trace.
+        kind: what `file` is; None: its content says.
+        force: replace an existing trace.
+
+    Raises:
+        UsageError: `output` exists or cannot be created; `kind` is not known.
+        BrokenFileError: the file cannot be read, is of no known kind, or is broken.
+        RunError: the disk is full, or memory was not enough; nothing half-written is left.
+    """
+    from workbench import importing
+
+    return importing.import_file(os.fspath(file), os.fspath(output), kind=kind, force=force)
 
 
 def _listed(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from workbench.recorders.importers import Imported
     from workbench.recorders.trace.history import History
     from workbench.recorders.trace.summary import FileSummary
+    from workbench.replay.why import Why
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how far it is and how far it goes."""
@@ -112,6 +113,55 @@ def import_file(
             "or record a shorter span of the program"
         ) from error
     return ImportReport(output, importer.NAME, source, stacks, summary, imported.histories)
+
+
+def explain(
+    file: str,
+    *,
+    device: str | None = None,
+    capacity: int | None = None,
+    device_memory: int | None = None,
+    progress: Progress | None = None,
+) -> Why:
+    """What ate the memory, and what would help: what ``wb why`` does.
+
+    Args:
+        file: a trace, a URL of one, or what `import_file` reads.
+        device: whose memory; None for where it ran out, else the busiest device.
+        capacity: bytes that PyTorch could have; None for what the file says.
+        device_memory: bytes of the whole device; None for what the file says.
+        progress: called now and then.
+
+    Raises:
+        UsageError: a wrong device, or nothing is allocated.
+        BrokenFileError: the file cannot be read, is of no known kind, or is broken.
+    """
+    from workbench.replay.processes import scratch_folder
+    from workbench.replay.why import why_trace
+
+    call = progress or (lambda what, done, total: None)
+    path, shown, histories = Path(file), file, []
+    with scratch_folder() as scratch:
+        if path.is_file() and not _is_parquet(path):
+            file = str(scratch / "imported.parquet")
+            histories = import_file(path, file, progress=progress).histories
+        return why_trace(
+            file,
+            histories,
+            shown=shown,
+            device=device,
+            capacity=capacity,
+            device_memory=device_memory,
+            progress=call,
+        )
+
+
+def _is_parquet(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"PAR1"
+    except OSError:
+        return False  # whoever opens it next says why
 
 
 def _checks(imported: Imported) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import snapshot_maker as maker
 
+import workbench
 from workbench.replay import _engine
 from workbench.replay.events import load_trace
 
@@ -198,3 +199,13 @@ def test_wrong_options_are_refused(out_of_memory: Path) -> None:
         assert run.returncode == 2, run.stdout
         assert run.stderr.count("\n") == 1
         assert words in run.stderr
+
+
+def test_python_gets_the_same_answer(out_of_memory: Path, tmp_path: Path) -> None:
+    found = workbench.why(out_of_memory, device_memory="256MiB")
+    assert found.document() | {"file": ""} == answer(out_of_memory, "--device-memory", "256MiB") | {
+        "file": ""
+    }
+    assert "Fragmentation is to blame" in found._repr_html_()
+    report = workbench.import_file(out_of_memory, tmp_path / "run.parquet")
+    assert [check["kind"] for check in report.checks] == ["exact"]

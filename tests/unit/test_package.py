@@ -26,7 +26,7 @@ def wb(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProce
 
 
 def test_the_public_names_are_these() -> None:
-    functions = ["fit", "mark_step", "record", "replay", "tune"]
+    functions = ["fit", "import_file", "mark_step", "record", "replay", "tune", "why"]
     assert workbench.__all__ == ["WorkbenchError", "__version__", *functions]
     for name in workbench.__all__:
         assert getattr(workbench, name) is not None

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from workbench.commands._progress import Progress
     from workbench.replay.why import Why
 
 
@@ -53,6 +52,7 @@ def command(
     from workbench.commands._progress import progress_bar
     from workbench.common.errors import UsageError
     from workbench.common.units import parse_size
+    from workbench.importing import explain
 
     if html is not None and html.exists() and not force:
         raise UsageError(f"--html {html}: exists; use --force to replace it")
@@ -63,7 +63,9 @@ def command(
         for text, name in ((capacity, "--capacity"), (device_memory, "--device-memory"))
     ]
     with progress_bar() as progress:
-        why = _explain(file, device, sizes[0], sizes[1], progress)
+        why = explain(
+            file, device=device, capacity=sizes[0], device_memory=sizes[1], progress=progress
+        )
     if html is not None:
         _write_page(why, html)
     if as_json:
@@ -72,32 +74,6 @@ def command(
         print(json.dumps(document(why), indent=1))
     else:
         _print(why, file, html)
-
-
-def _explain(
-    file: str, device: str | None, capacity: int | None, memory: int | None, progress: Progress
-) -> Why:
-    from workbench.importing import import_file
-    from workbench.replay.processes import scratch_folder
-    from workbench.replay.why import why_trace
-
-    path = Path(file)
-    if not path.is_file() or path.open("rb").read(4) == b"PAR1":  # a trace, or a URL of one
-        return why_trace(
-            file, device=device, capacity=capacity, device_memory=memory, progress=progress
-        )
-    with scratch_folder() as scratch:
-        trace = scratch / "imported.parquet"
-        report = import_file(path, trace, progress=progress)
-        return why_trace(
-            str(trace),
-            report.histories,
-            shown=file,
-            device=device,
-            capacity=capacity,
-            device_memory=memory,
-            progress=progress,
-        )
 
 
 def _write_page(why: Why, html: Path) -> None:
