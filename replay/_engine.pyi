@@ -257,6 +257,7 @@ class CheckedHistory(TypedDict):
     flushes: npt.NDArray[np.int64]
     collected: int
     pool_releases: int
+    begins_in_request: bool
 
 def check_history(
     segments: dict[str, npt.NDArray[Any]],

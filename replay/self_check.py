@@ -3,7 +3,7 @@
 The program's requests are replayed from the recorded starting state, and the allocator must choose
 the same addresses, make and release the same segments at the same moments, and end with the same
 blocks. What a file does not tell of its starting state is inferred, and each inferred fact is named
-in the verdict. How: docs/importing.md.
+in the verdict. How: docs/method.md.
 """
 
 from __future__ import annotations
@@ -326,6 +326,8 @@ def _facts(history: History, chosen: _Attempt, others: list[_Attempt]) -> list[s
             f"sizes: {found['deduced']:,} blocks freed later hold what is free behind them, which "
             "is less than any split leaves"
         )
+    if found is not None and found["begins_in_request"]:
+        facts.append("start: the first entries are of a request that was already under way")
     if found is not None and found["collected"]:
         facts.append(
             f"garbage collection: {found['collected']:,} segments were released by it; the ages "

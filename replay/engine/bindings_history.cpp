@@ -127,6 +127,7 @@ nb::dict check_history(const nb::dict& segments, const nb::dict& blocks, const n
   answer["deduced"] = result.deduced;
   answer["collected"] = result.collected;
   answer["pool_releases"] = result.pool_releases;
+  answer["begins_in_request"] = result.begins_in_request;
   return answer;
 }
 

@@ -36,6 +36,7 @@ HistoryCheck::HistoryCheck(const History& history, const std::string& settings, 
       state_at_(state_at.value_or(history.entries.size() - 1)),
       allocator_(device_, Settings(settings, "caching", caching_settings_help())) {
   restore();
+  if (learns_) learn_slacks();
 }
 
 HistoryResult HistoryCheck::run() {
@@ -84,7 +85,7 @@ std::size_t HistoryCheck::free(std::size_t entry) {
     differ(entry, "frees a block that is not there");
   }
   Block& block = *found->second.first;
-  just_released_ = false;
+  just_released_ = may_have_begun_ = false;
   const bool at_once = entry + 1 < history_.entries.size() &&
                        history_.entries[entry + 1].action == Action::kFreeCompleted &&
                        history_.entries[entry + 1].address == recorded.address;
@@ -106,16 +107,35 @@ std::size_t HistoryCheck::complete(std::size_t entry) {
   const auto found = held_.find(history_.entries[entry].address);
   if (found == held_.end()) differ(entry, "completes the free of a block that is not there");
   Block& block = *found->second.first;
+  if (entry >= completions_end_) look_ahead(entry);
   just_released_ = false;
   held_.erase(found);
   untold_.erase(&block);
   if (block.allocated) {
+    may_have_begun_ = false;
     allocator_.free(&block, 0);
   } else {
     block.pending_events = 0;
     allocator_.become_free(block);
   }
   return entry + 1;
+}
+
+void HistoryCheck::look_ahead(std::size_t entry) {
+  const std::vector<RecordedEntry>& entries = history_.entries;
+  std::size_t& end = completions_end_;
+  for (end = entry; end < entries.size(); ++end) {
+    const Action action = entries[end].action;
+    if (action != Action::kFreeCompleted && !takes(action) && !releases(action)) break;
+  }
+  if (end == entries.size() || !requests(entries[end].action)) return;
+  const RecordedEntry& request = entries[end];
+  if (request.size <= 0 || request.size >= kEiB) return;
+  const Bytes size = allocator_.round_request(request.size);
+  if (just_released_ ||
+      allocator_.best_fit(lane(request.stream, size <= kLargestSmall), size) == nullptr) {
+    missed_ = end;
+  }
 }
 
 void HistoryCheck::allocate(std::size_t entry) {
@@ -127,10 +147,10 @@ void HistoryCheck::allocate(std::size_t entry) {
   device_.due = std::span(history_.entries).subspan(due_begin_, due_end_ - due_begin_);
   due_begin_ = due_end_ = 0;
   // After a release, memory came from the device without another look at what is free.
-  const bool fresh = just_released_ && !device_.due.empty();
+  const bool fresh = !device_.due.empty() && (just_released_ || missed_ == entry);
   Block* block = fresh ? nullptr : allocator_.best_fit(of_lane, size);
-  if (std::exchange(is_first_request_, false) && block == nullptr && device_.due.empty()) {
-    block = made_before(recorded.address, of_lane, size);
+  if (std::exchange(may_have_begun_, false) && !fresh) {
+    block = begun_before(recorded.address, block, of_lane, size);
   }
   if (block != nullptr) {
     block = &fitting(entry, block, of_lane, size);
@@ -151,15 +171,22 @@ void HistoryCheck::allocate(std::size_t entry) {
   held_[recorded.address] = {block, static_cast<std::int64_t>(entry)};
 }
 
-Block* HistoryCheck::made_before(std::uint64_t address, Lane& of_lane, Bytes size) {
+Block* HistoryCheck::begun_before(std::uint64_t address, Block* found, Lane& of_lane, Bytes size) {
+  if (!device_.due.empty()) {
+    if (found != nullptr) result_.begins_in_request = true;
+    return nullptr;
+  }
+  if (found != nullptr && found->address == address) return found;
   for (Block* block = of_lane.free.find(size); block != nullptr;
        block = of_lane.free.next(*block)) {
-    const bool is_whole = !block->is_split() && !block->segment->expandable;
-    if (block->address == address && is_whole && block->size == allocator_.segment_size(size)) {
-      return block;
-    }
+    if (block->address != address) continue;
+    const bool is_new = block->segment->expandable ||
+                        (!block->is_split() && block->size == allocator_.segment_size(size));
+    if (!is_new) break;
+    result_.begins_in_request = true;
+    return block;
   }
-  return nullptr;
+  return found;
 }
 
 Block& HistoryCheck::fitting(std::size_t entry, Block* found, Lane& of_lane, Bytes size) {
@@ -232,7 +259,8 @@ Block* HistoryCheck::shifted(std::uint64_t address, Lane& of_lane, Bytes size) {
 
 bool HistoryCheck::take_slack(Block& behind, Bytes bytes) {
   Block* const owner = behind.before;
-  if (!learns_ || owner == nullptr || behind.segment->expandable || bytes >= behind.size) {
+  const Segment& segment = *behind.segment;
+  if (!learns_ || owner == nullptr || segment.expandable || segment.lane->pool->is_small) {
     return false;
   }
   const auto found = untold_.find(owner);
@@ -240,17 +268,15 @@ bool HistoryCheck::take_slack(Block& behind, Bytes bytes) {
   const std::size_t place = found->second;
   const Bytes slack =
       owner->size - allocator_.round_request(history_.blocks[place].requested) + bytes;
-  const Bytes most = owner->size + bytes >= allocator_.settings_.max_split
-                         ? allocator_.settings_.max_non_split_rounding
-                         : kLargestSmall;
-  if (slack > most) return false;
-  Lane& of_lane = *behind.segment->lane;
-  of_lane.free.remove(behind);
+  // A split leaves more than this, and blocks that are not split hold at most this more.
+  if (slack > kLargestSmall || behind.size - bytes <= kLargestSmall) return false;
+  FreeBlocks<Block>& free = segment.lane->free;
+  free.remove(behind);
   owner->size += bytes;
   behind.size -= bytes;
   behind.address += static_cast<std::uint64_t>(bytes);
   behind.position += static_cast<std::uint64_t>(bytes);
-  of_lane.free.add(behind);
+  free.add(behind);
   result_.slacks[place] = slack;
   return true;
 }
@@ -262,8 +288,12 @@ void HistoryCheck::run_out(std::size_t entry) {
   Lane& of_lane = lane(recorded.stream, size <= kLargestSmall);
   device_.due = std::span(history_.entries).subspan(due_begin_, due_end_ - due_begin_);
   due_begin_ = due_end_ = 0;
-  if (!just_released_) {
+  if (!just_released_ && missed_ != entry) {
     Block* block = allocator_.best_fit(of_lane, size);
+    if (std::exchange(may_have_begun_, false) && block != nullptr) {
+      result_.begins_in_request = true;
+      block = nullptr;
+    }
     while (block != nullptr && take_slack(*block, block->size - size + kSmallestBlock)) {
       block = allocator_.best_fit(of_lane, size);
     }

@@ -95,6 +95,7 @@ struct HistoryResult {
   std::vector<std::int64_t> flushes;  // entries at which all cached segments began to be released
   std::int64_t collected = 0;         // segments released as garbage collection would
   std::int64_t pool_releases = 0;     // segments of private pools that were given back
+  bool begins_in_request = false;     // the first entries are of a request that was under way
 };
 
 // By stream and whether the pool is the small one: where its range of addresses begins.
@@ -144,18 +145,30 @@ class HistoryCheck {
   void carve(Block& whole, bool is_small, bool is_expandable);
   Bytes recorded_size(const RecordedBlock& recorded, Bytes room, bool may_have_slack);
 
+  // What is free behind a block is used from its beginning: the first allocation there tells where
+  // the block ended, as long as it lived.
+  void learn_slacks();
+
   std::size_t step(std::size_t entry);
   std::size_t free(std::size_t entry);
   std::size_t complete(std::size_t entry);
   void allocate(std::size_t entry);
-  // The segment that was made for the first request right before the history began.
-  Block* made_before(std::uint64_t address, Lane& of_lane, Bytes size);
+  // `found`, or what the first request got, had it looked for a free block before the history
+  // began.
+  Block* begun_before(std::uint64_t address, Block* found, Lane& of_lane, Bytes size);
+  // At the first of a run of completed frees. A request that the device refuses waits for all
+  // pending frees, and does not look again at what is free then.
+  void look_ahead(std::size_t entry);
   void run_out(std::size_t entry);
   // A run of released segments and unmapped pages; where the next entry is.
   std::size_t release(std::size_t begin);
   bool release_all(std::span<const RecordedEntry> run, std::size_t begin);
   // Rule 9, for the request behind the run; and then perhaps all.
   bool release_some(std::span<const RecordedEntry> run, std::size_t begin, std::size_t request);
+  // The recorded one of the blocks as large as `found`, which rule 9 would take; null where it is
+  // none of them.
+  Block* released_as(const RecordedEntry& entry, Block* found, const FreeBlocks<Block>& free,
+                     bool first_of_equals);
   bool collect(std::span<const RecordedEntry> run);
   std::size_t next_request(std::size_t entry) const;
 
@@ -183,8 +196,10 @@ class HistoryCheck {
   std::unordered_map<std::uint64_t, std::size_t> before_;  // segments there were, by their numbers
   std::size_t due_begin_ = 0;
   std::size_t due_end_ = 0;
-  bool is_first_request_ = true;
-  bool just_released_ = false;  // right before this entry
+  bool just_released_ = false;       // right before this entry
+  bool may_have_begun_ = true;       // nothing so far shows that no request was under way
+  std::size_t completions_end_ = 0;  // behind a run of completed frees
+  std::size_t missed_ = SIZE_MAX;    // a request that found nothing free before such a run
 };
 
 }  // namespace workbench::caching

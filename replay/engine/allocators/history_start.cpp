@@ -208,11 +208,49 @@ void HistoryCheck::carve(Block& whole, bool is_small, bool is_expandable) {
 Bytes HistoryCheck::recorded_size(const RecordedBlock& recorded, Bytes room, bool may_have_slack) {
   if (recorded.size != 0) return recorded.size;
   if (recorded.requested >= kEiB) return 0;
-  const Bytes size = allocator_.round_request(recorded.requested) + recorded.slack;
-  // No split leaves so little: it is the block's own.
-  const bool has_slack = may_have_slack && room > size && room - size <= kLargestSmall;
+  const Bytes rounded = allocator_.round_request(recorded.requested);
+  const Bytes size = rounded + recorded.slack;
+  // No split leaves so little: it is the block's own. And what is too large to be split has its
+  // segment to itself.
+  const bool is_whole = rounded >= allocator_.settings_.max_split;
+  const bool has_slack =
+      may_have_slack && room > size && (is_whole || room - size <= kLargestSmall);
   if (has_slack) ++result_.deduced;
   return has_slack ? room : size;
+}
+
+void HistoryCheck::learn_slacks() {
+  struct Gap {
+    std::uint64_t end;
+    const Block* owner;
+  };
+  std::map<std::uint64_t, Gap> gaps;  // by where they begin
+  for (const auto& [block, place] : untold_) {
+    const Block* const behind = block->after;
+    if (behind == nullptr || !behind->is_free() || behind->segment->expandable) continue;
+    if (behind->segment->lane->pool->is_small) continue;
+    const std::uint64_t end = behind->address + static_cast<std::uint64_t>(behind->size);
+    gaps.emplace(behind->address, Gap{end, block});
+  }
+  for (const RecordedEntry& entry : history_.entries) {
+    if (gaps.empty()) break;
+    if (entry.action == Action::kFreeCompleted) {
+      const auto found = held_.find(entry.address);
+      if (found == held_.end()) continue;
+      // Addresses are used again: only the first free is this block's, and then it has no gap.
+      const Block* const owner = found->second.first;
+      gaps.erase(owner->address + static_cast<std::uint64_t>(owner->size));
+    } else if (entry.action == Action::kAlloc) {
+      auto gap = gaps.upper_bound(entry.address);
+      if (gap == gaps.begin() || entry.address >= std::prev(gap)->second.end) continue;
+      --gap;
+      const Block* const owner = gap->second.owner;
+      const auto bytes = static_cast<Bytes>(entry.address - gap->first);
+      gaps.erase(gap);
+      if (bytes > 0 && !take_slack(*owner->after, bytes)) continue;
+      untold_.erase(owner);
+    }
+  }
 }
 
 std::size_t HistoryCheck::release(std::size_t begin) {
@@ -311,22 +349,55 @@ bool HistoryCheck::release_all(std::span<const RecordedEntry> run, std::size_t b
 
 bool HistoryCheck::release_some(std::span<const RecordedEntry> run, std::size_t begin,
                                 std::size_t request) {
-  if (allocator_.settings_.max_split == kNoLimit || request == history_.entries.size())
-    return false;
+  const CachingSettings& settings = allocator_.settings_;
+  if (settings.max_split == kNoLimit || settings.expandable_segments) return false;
+  if (request == history_.entries.size()) return false;
   const RecordedEntry& recorded = history_.entries[request];
+  if (recorded.size <= 0 || recorded.size >= kEiB) return false;
   const Bytes size = allocator_.round_request(recorded.size);
-  Journal journal;
-  allocator_.keep_journal(&journal);
-  allocator_.release_available(lane(recorded.stream, size <= kLargestSmall), size);
-  allocator_.keep_journal(nullptr);
-  const std::vector<JournalEntry>& made = journal.entries();
-  if (made.empty() || made.size() > run.size()) return false;
-  const auto rest = run.subspan(made.size());
-  const bool as_recorded = std::equal(made.begin(), made.end(), run.begin(),
-                                      [](const JournalEntry& a, const RecordedEntry& b) {
-                                        return a.address == b.address && a.size == b.size;
-                                      });
-  return as_recorded && (rest.empty() || release_all(rest, begin));
+  const Bytes need = std::max(size, settings.max_split);
+  FreeBlocks<Block>& free = lane(recorded.stream, size <= kLargestSmall).free;
+  auto rest = run;
+  if (Block* const smallest = free.find(need)) {
+    Block* const block = released_as(rest.front(), smallest, free, true);
+    if (block == nullptr) return false;
+    allocator_.release_segment(*block);
+    rest = rest.subspan(1);
+  } else {
+    Bytes released = 0;
+    for (Block* largest = free.last();
+         largest != nullptr && largest->size >= settings.max_split && released < need;
+         largest = free.last()) {
+      Block* const block = rest.empty() ? nullptr : released_as(rest.front(), largest, free, false);
+      if (block == nullptr) return false;
+      released += block->size;
+      allocator_.release_segment(*block);
+      rest = rest.subspan(1);
+    }
+  }
+  return rest.size() < run.size() && (rest.empty() || release_all(rest, begin));
+}
+
+Block* HistoryCheck::released_as(const RecordedEntry& entry, Block* found,
+                                 const FreeBlocks<Block>& free, bool first_of_equals) {
+  std::vector<const Segment*> passed;
+  const Bytes size = found->size;
+  for (; found != nullptr && found->size == size;
+       found = first_of_equals ? free.next(*found) : free.previous(*found)) {
+    const Segment& segment = *found->segment;
+    if (segment.expandable || found->is_split()) return nullptr;
+    if (segment.address == entry.address && segment.size == entry.size) break;
+    if (!learns_ || allocator_.settings_.address_order) return nullptr;
+    passed.push_back(&segment);
+  }
+  if (found == nullptr || found->size != size) return nullptr;
+  const auto was_before = [&](const Segment* one) { return before_.contains(one->number); };
+  if (passed.empty()) return found;
+  if (!was_before(found->segment) || !std::ranges::all_of(passed, was_before)) return nullptr;
+  for (const Segment* const other : passed) {
+    first_of_equals ? note_order(*found->segment, *other) : note_order(*other, *found->segment);
+  }
+  return found;
 }
 
 bool HistoryCheck::collect(std::span<const RecordedEntry> run) {
