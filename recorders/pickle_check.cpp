@@ -254,6 +254,11 @@ class Checker {
     texts_[0] = texts_[1];
     const char* found = Take(length);
     texts_[1] = {found, static_cast<std::size_t>(length)};
+    // Halves of characters, which Python would read and could not write again.
+    for (std::size_t at = texts_[1].find('\xed'); at < texts_[1].size() - 1;
+         at = texts_[1].find('\xed', at + 1)) {
+      if (static_cast<unsigned char>(texts_[1][at + 1]) >= 0xa0) Fail("has text that is no UTF-8");
+    }
     PushAtom();
   }
 

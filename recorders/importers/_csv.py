@@ -76,7 +76,11 @@ class Rows:
         return pyarrow.csv.open_csv(
             file,
             pyarrow.csv.ReadOptions(
-                use_threads=False, block_size=_BLOCK, skip_rows=1, column_names=self._columns
+                use_threads=False,
+                block_size=_BLOCK,
+                skip_rows=1,
+                column_names=self._columns,
+                encoding="latin1",  # which any byte is, so that our own checks meet them all
             ),
             pyarrow.csv.ParseOptions(invalid_row_handler=odd),
             pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(self._columns, pa.string())),
@@ -93,6 +97,13 @@ class Rows:
                 f"line {row.number} has {row.actual_columns} columns where the header has "
                 f"{row.expected_columns}"
             )
+
+    def names(self, batch: pa.RecordBatch, name: str) -> list[str]:
+        """A column as text."""
+        return [
+            value if value.isascii() else value.encode("latin1").decode("utf-8", "replace")
+            for value in batch.column(name).to_pylist()
+        ]
 
     def whole_numbers(self, batch: pa.RecordBatch, name: str) -> npt.NDArray[np.int64]:
         """A column as whole numbers, shape (rows,).

@@ -66,12 +66,12 @@ def read(source: Source, progress: Progress | None) -> Imported:
     rows = Rows(source, names, progress)
     wanted = [name for name in ("lower", "upper", "end", "size", "offset") if name in names]
     parts: dict[str, list[Array]] = {name: [] for name in wanted}
-    ids: list[pa.Array] = []
+    ids: list[str] = []
     with_gaps = 0
     for batch in rows:
         for name in wanted:
             parts[name].append(_number(rows, batch, name))
-        ids.append(batch.column("id"))
+        ids.extend(rows.names(batch, "id"))
         if "gaps" in names:
             with_gaps += sum(1 for gaps in batch.column("gaps").to_pylist() if gaps.strip())
     if not ids or rows.cut_short:
@@ -87,7 +87,7 @@ def read(source: Source, progress: Progress | None) -> Imported:
     left_out += [name for name in names if name not in _MEANINGS.values()]
     if left_out:
         notes.append(f"Columns that a trace has no place for: {', '.join(left_out)[:200]}.")
-    return _imported(source, pa.chunked_array(ids), values, upper, notes)
+    return _imported(source, ids, values, upper, notes)
 
 
 def _number(rows: Rows, batch: pa.RecordBatch, name: str) -> Array:
@@ -98,7 +98,7 @@ def _number(rows: Rows, batch: pa.RecordBatch, name: str) -> Array:
 
 
 def _imported(
-    source: Source, ids: pa.ChunkedArray, values: dict[str, Array], upper: Array, notes: list[str]
+    source: Source, ids: list[str], values: dict[str, Array], upper: Array, notes: list[str]
 ) -> Imported:
     lower, size = values["lower"], values["size"]
     backwards = np.flatnonzero(upper < lower)
@@ -134,9 +134,11 @@ def _imported(
     if "offset" in values:
         columns["offset"] = values["offset"][kept][buffer]
         columns["segment"] = np.zeros(2 * count, np.int32)
-    named = ids.take(pa.array(kept[buffer]))
     columns["label"] = pa.array(
-        [None if free else name for free, name in zip(is_free, named.to_pylist(), strict=True)],
+        [
+            None if free else ids[row]
+            for free, row in zip(is_free.tolist(), kept[buffer].tolist(), strict=True)
+        ],
         pa.string(),
     )
     metadata = {

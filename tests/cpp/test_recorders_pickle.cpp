@@ -82,6 +82,14 @@ TEST(lengths_beyond_the_end_are_refused) {
   CHECK(says("\x80\x02\x8a\x11"sv, "number of 17 bytes"));
 }
 
+TEST(halves_of_characters_are_refused) {
+  CHECK(says("\x80\x04\x8c\x03\xed\xa0\x80."sv, "no UTF-8"));
+  CHECK(says("\x80\x04\x8c\x06\xed\x9f\xbf\xed\xbf\xbf."sv, "no UTF-8"));
+  CHECK(said("\x80\x04\x8c\x03\xed\x9f\xbf."sv).empty());
+  CHECK(said("\x80\x04\x8c\x01\xed."sv).empty());  // for Python to refuse
+  CHECK(said("\x80\x04\x8c\x00."sv).empty());
+}
+
 TEST(the_memo_cannot_be_made_to_grow) {
   CHECK(says("\x80\x02]r\xff\xff\xff\xff."sv, "writes place 4294967295 of a memo of 0"));
   CHECK(says("\x80\x02]q\x00h\x01."sv, "reads place 1 of a memo of 1"));

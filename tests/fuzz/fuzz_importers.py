@@ -17,6 +17,7 @@ import io
 import json
 import pickle
 import random
+import resource
 import sys
 import tempfile
 import time
@@ -202,6 +203,9 @@ class Target:
 
 def fuzz_by_chance(target: Target, found: list[bytes], seconds: float, seed: int) -> None:
     """Mutations of the seeds and of what was imported last, for so long."""
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limit = mapped + MOST_MEMORY_MB * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))  # beyond: a MemoryError, so exit code 1
     chance = random.Random(seed)
     kept: list[bytes] = []
     end = time.monotonic() + seconds
