@@ -18,7 +18,15 @@ Array = npt.NDArray[Any]
 _UNKNOWN = 255
 _REFUSED = 254  # an `oom`: a request that the recorded allocator could not serve
 # Per column of the trace: the type it is kept in. Text columns are kept as codes.
-_NUMBERS = {"time_ns": "i8", "id": "i8", "size": "i8", "stream": "i4", "thread": "i4", "step": "i4"}
+_NUMBERS = {
+    "time_ns": "i8",
+    "id": "i8",
+    "size": "i8",
+    "stream": "i4",
+    "thread": "i4",
+    "pool": "i4",
+    "step": "i4",
+}
 _TEXTS = {"event": "u1", "device": "i4", "phase": "i4", "scope": "i4"}
 COLUMNS = [*_NUMBERS, *_TEXTS]
 ENGINE_COLUMNS = {"op": "u1", "slot": "i4", "size": "i8", "stream": "i4", "thread": "i4"}
@@ -57,7 +65,7 @@ class Traffic:
         op: operation codes of the engine.
         slot: where each event's allocation is kept while it lives, 0 … `slot_count` - 1, or -1.
         size: bytes.
-        stream: stream numbers.
+        stream: stream numbers; each stream of a private pool has one of its own.
         thread: thread numbers.
         row: the event's row in the trace file.
         ids: allocation ids.
@@ -169,6 +177,7 @@ class LoadedTrace:
             allocs = np.append(True, row[again][1:] != row[again][:-1])
             op[again] = np.where(allocs, _engine.OPS["alloc"], _engine.OPS["free"])
             part["id"][again] = int(self.columns["id"].max()) + np.cumsum(allocs)
+        part["stream"] = _lanes(op, part["stream"], part.get("pool"))
         try:
             slot, slot_count = _engine.assign_slots(op, part["id"])
         except ValueError as error:
@@ -195,6 +204,15 @@ class LoadedTrace:
             fingerprint=digest.hexdigest(),
             peak_live_bytes=_peak_live(op, part["size"]),
         )
+
+
+def _lanes(op: Array, stream: Array, pool: Array | None) -> Array:
+    """Streams, with those of private pools numbered behind the others: they share no memory."""
+    if pool is None or not pool.any():
+        return stream
+    made = np.isin(op, [_engine.OPS["alloc"], _engine.OPS["live"]])
+    lanes: Array = np.where(made, stream + (stream.max() + 1) * pool, stream).astype(stream.dtype)
+    return lanes
 
 
 def _peak_live(op: Array, size: Array) -> int:

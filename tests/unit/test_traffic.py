@@ -1,0 +1,62 @@
+"""What of a trace reaches the engine: failed requests again, private pools apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trace_maker import write_trace
+
+from workbench.replay import _engine
+from workbench.replay.events import Traffic, load_trace
+
+MIB = 2**20
+NAMES = {code: name for name, code in _engine.OPS.items()}
+
+
+def traffic_of(path: Path) -> Traffic:
+    (loaded,) = load_trace(str(path))
+    return loaded.traffic("cuda:0")
+
+
+def test_a_failed_request_is_asked_for_again_and_freed_unless_it_is_the_last(
+    tmp_path: Path,
+) -> None:
+    events = [
+        ("alloc", 0, 8 * MIB),
+        ("oom", -1, 90 * MIB),
+        ("alloc", 1, MIB),
+        ("oom", -1, 80 * MIB),
+    ]
+    path = write_trace(tmp_path / "run.parquet", events, device=["cuda:0"] * 4)
+    traffic = traffic_of(path)
+    assert [NAMES[op] for op in traffic.op] == ["alloc", "alloc", "free", "alloc", "alloc"]
+    assert traffic.row.tolist() == [0, 1, 1, 2, 3]
+    assert traffic.ids[1] == traffic.ids[2]
+    assert traffic.ids[1] not in (0, 1)
+    assert traffic.ids[4] not in (0, 1, traffic.ids[1])
+    assert traffic.peak_live_bytes == 98 * MIB
+
+    def refused_at(capacity: int) -> int | None:
+        replay = _engine.Replay(traffic.events(), "direct", backend="simulated", capacity=capacity)
+        oom = replay.memory(1)["oom"]
+        return None if oom is None else oom["event"]
+
+    assert refused_at(98 * MIB) is None
+    assert refused_at(96 * MIB) == 1
+
+
+def test_a_private_pool_shares_no_memory_with_the_default_one(tmp_path: Path) -> None:
+    events = [("alloc", 0, 8 * MIB), ("free", 0, 8 * MIB), ("alloc", 1, 8 * MIB)]
+    changed = {"device": ["cuda:0"] * 3, "stream": [1, 1, 1]}
+    shared = traffic_of(write_trace(tmp_path / "one.parquet", events, **changed))
+    apart = traffic_of(write_trace(tmp_path / "two.parquet", events, pool=[2, 2, 0], **changed))
+    segments = [
+        _engine.Replay(traffic.events(), "caching", backend="simulated").memory(1)["driver_calls"][
+            "alloc"
+        ]
+        for traffic in (shared, apart)
+    ]
+    assert segments == [1, 2]
+    assert shared.stream.tolist() == [1, 1, 1]
+    assert apart.stream[2] == 1
+    assert apart.stream[0] > 1
