@@ -9,7 +9,7 @@ in the verdict. How: docs/method.md.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -63,6 +63,22 @@ class Verdict:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {"verdict": str(self), **self.__dict__}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Verdict:
+        """The verdict that `to_json` described.
+
+        Raises:
+            TypeError: a value is missing, unknown, or of another type.
+        """
+        verdict = cls(**{name: value for name, value in values.items() if name != "verdict"})
+        texts = [verdict.device, verdict.kind, verdict.rules, verdict.settings, verdict.problem]
+        listed = verdict.facts if isinstance(verdict.facts, list) else [None]
+        if type(verdict.entries) is not int or not all(
+            isinstance(one, str) for one in (*texts, *listed)
+        ):
+            raise TypeError("a value of another type")
+        return verdict
 
 
 @dataclass(frozen=True)
