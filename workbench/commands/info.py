@@ -206,11 +206,12 @@ def warnings(summary: FileSummary) -> Iterator[str]:
     """What to know before believing the numbers, a sentence each."""
     about = summary.metadata
     if not about["complete"]:
-        count = about["lost_events"]
-        lost = f"{count:,} events are known to be lost" if count else "something is missing"
+        count, reason = about["lost_events"], about["lost_reason"] or "no reason is given"
         yield (
-            f"the trace is incomplete: {lost} ({about['lost_reason'] or 'no reason is given'}); "
-            "peaks may be too low"
+            f"the trace is incomplete: {count:,} events are known to be lost ({reason}); peaks may "
+            "be too low"
+            if count
+            else f"the trace is incomplete ({reason}); peaks outside of it are not known"
         )
     if about["unmatched_frees"]:
         yield (
