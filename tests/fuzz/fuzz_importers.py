@@ -203,9 +203,6 @@ class Target:
 
 def fuzz_by_chance(target: Target, found: list[bytes], seconds: float, seed: int) -> None:
     """Mutations of the seeds and of what was imported last, for so long."""
-    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    limit = mapped + MOST_MEMORY_MB * 2**20
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))  # beyond: a MemoryError, so exit code 1
     chance = random.Random(seed)
     kept: list[bytes] = []
     end = time.monotonic() + seconds
@@ -241,8 +238,9 @@ def fuzz_by_coverage(
     for number, content in enumerate(found):
         (corpus / str(number)).write_bytes(content)
     options = [f"-max_total_time={int(seconds)}", f"-seed={seed}", "-max_len=8192",
-               f"-rss_limit_mb={MOST_MEMORY_MB}", f"-timeout={int(SLOWEST_S)}",
-               "-artifact_prefix=fuzz-failure-", "-verbosity=0"]  # fmt: skip
+               f"-rss_limit_mb={2 * MOST_MEMORY_MB}", f"-timeout={int(SLOWEST_S)}",
+               "-artifact_prefix=fuzz-failure-", "-verbosity=0",
+               "-print_final_stats=1"]  # fmt: skip
     atheris.Setup(
         [sys.argv[0], *options, str(corpus)],
         lambda content: _run(target, content),
@@ -281,18 +279,18 @@ def main() -> None:
         for content in found:
             _run(target, content)
         assert target.imported == len(found), "a seed is not imported"
+        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        limit = mapped + MOST_MEMORY_MB * 2**20
+        resource.setrlimit(
+            resource.RLIMIT_AS, (limit, limit)
+        )  # beyond: a MemoryError, so exit code 1
         if with_atheris:
-            import atexit
-
-            atexit.register(_report, target)
             fuzz_by_coverage(target, found, options.seconds, options.seed, folder)
         else:
             fuzz_by_chance(target, found, options.seconds, options.seed)
-            _report(target)
-
-
-def _report(target: Target) -> None:
-    print(f"{target.kind}: {target.runs:,} inputs, {target.imported:,} imported, no failure")
+            print(
+                f"{target.kind}: {target.runs:,} inputs, {target.imported:,} imported, no failure"
+            )
 
 
 if __name__ == "__main__":

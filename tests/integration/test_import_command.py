@@ -13,6 +13,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from workbench.recorders.importers import discover
+
+FUZZER = Path(__file__).parents[1] / "fuzz" / "fuzz_importers.py"
 PROGRAM = """
 import sys
 import torch
@@ -90,6 +93,17 @@ def test_errors_are_one_sentence(tmp_path: Path) -> None:
         assert words in done.stderr
         assert done.stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["plan.csv"]
+
+
+@pytest.mark.parametrize("kind", sorted(discover()))
+def test_a_few_seconds_of_fuzzing(kind: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", FUZZER, "--importer", kind, "--seconds", "3", "--no-coverage"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "no failure" in done.stdout
+    assert done.stderr == ""
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
