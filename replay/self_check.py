@@ -201,19 +201,26 @@ def _run(
     history: History, attempt: _Attempt, learns: bool, state_at: int | None = None
 ) -> _engine.CheckedHistory:
     streams = int(
-        max((history.stream.max(initial=0)), history.before.segments["stream"].max(initial=0)) + 1
+        max(history.stream.max(initial=0), history.before.segments["stream"].max(initial=0)) + 1
     )
+    # A private pool's streams share nothing with others: they are streams of their own.
+    pairs = [
+        columns["pool"].astype(np.int64) * streams + columns["stream"]
+        for columns in (history.before.segments, {"stream": history.stream, "pool": history.pool})
+    ]
+    private = np.unique(np.concatenate(pairs))
+    private = private[private >= streams]
 
-    def lanes(columns: dict[str, Array]) -> Array:
-        # A private pool's streams share nothing with others: they are streams of their own.
-        lane: Array = (columns["stream"] + streams * columns["pool"]).astype(np.int32)
+    def lanes(pair: Array) -> Array:
+        numbered = streams + np.searchsorted(private, pair)
+        lane: Array = np.where(pair < streams, pair, numbered).astype(np.int32)
         return lane
 
     before = history.before
     segments = {
         "address": before.segments["address"],
         "size": before.segments["size"],
-        "stream": lanes(before.segments),
+        "stream": lanes(pairs[0]),
         "is_small": before.segments["is_small"].astype(np.uint8),
         "is_expandable": before.segments["is_expandable"].astype(np.uint8),
     }
@@ -235,7 +242,7 @@ def _run(
             "action": history.action,
             "address": history.address,
             "size": history.size,
-            "stream": lanes({"stream": history.stream, "pool": history.pool}),
+            "stream": lanes(pairs[1]),
         },
         first_private=streams,
         settings=attempt.settings,

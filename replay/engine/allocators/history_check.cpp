@@ -35,6 +35,7 @@ HistoryCheck::HistoryCheck(const History& history, const std::string& settings, 
       learns_(learns),
       state_at_(state_at.value_or(history.entries.size() - 1)),
       allocator_(device_, Settings(settings, "caching", caching_settings_help())) {
+  check_memory();
   restore();
   if (learns_) learn_slacks();
 }
@@ -112,7 +113,6 @@ std::size_t HistoryCheck::complete(std::size_t entry) {
   held_.erase(found);
   untold_.erase(&block);
   if (block.allocated) {
-    may_have_begun_ = false;
     allocator_.free(&block, 0);
   } else {
     block.pending_events = 0;
@@ -152,7 +152,13 @@ void HistoryCheck::allocate(std::size_t entry) {
   if (std::exchange(may_have_begun_, false) && !fresh) {
     block = begun_before(recorded.address, block, of_lane, size);
   }
-  if (block != nullptr) {
+  const bool may_retry = device_.due.empty() && (just_released_ || missed_ == entry);
+  Block* const grown = may_retry && (block == nullptr || block->address != recorded.address)
+                           ? grown_in_place(recorded.address, of_lane, size)
+                           : nullptr;
+  if (grown != nullptr) {
+    block = grown;
+  } else if (block != nullptr) {
     block = &fitting(entry, block, of_lane, size);
     of_lane.free.remove(*block);
   } else {
@@ -163,6 +169,7 @@ void HistoryCheck::allocate(std::size_t entry) {
              device_.asked);
     }
   }
+  if (!block->segment->expandable) fixed_[block->segment->address] = block->segment;
   if (!device_.due.empty()) differ(entry, "takes more from the device");
   if (block->address != recorded.address) {
     differ(entry, "is given another address", block->address, size);
@@ -187,6 +194,14 @@ Block* HistoryCheck::begun_before(std::uint64_t address, Block* found, Lane& of_
     return block;
   }
   return found;
+}
+
+Block* HistoryCheck::grown_in_place(std::uint64_t address, Lane& of_lane, Bytes size) {
+  if (!allocator_.settings_.expandable_segments) return nullptr;
+  Block* const block = allocator_.grow_segment(of_lane, size);
+  if (block == nullptr || block->address == address) return block;
+  allocator_.add_to_free(*block);
+  return nullptr;
 }
 
 Block& HistoryCheck::fitting(std::size_t entry, Block* found, Lane& of_lane, Bytes size) {

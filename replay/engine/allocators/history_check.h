@@ -138,6 +138,8 @@ class HistoryCheck {
  private:
   struct Stop {};  // thrown once result_.difference is set
 
+  // What no allocator can have written must not reach this one. Throws InputError.
+  void check_memory() const;
   Lane& lane(StreamId stream, bool is_small);
   void restore();
   void restore_expandable(const Bases& bases);
@@ -172,6 +174,10 @@ class HistoryCheck {
   bool collect(std::span<const RecordedEntry> run);
   std::size_t next_request(std::size_t entry) const;
 
+  // Tried again after a release, a request looks for a run of free blocks first, and such a run may
+  // have memory already. In no tree; null where it begins elsewhere.
+  Block* grown_in_place(std::uint64_t address, Lane& of_lane, Bytes size);
+
   Block& fitting(std::size_t entry, Block* found, Lane& of_lane, Bytes size);
   // Among blocks as good as `found`, the recorded one; null where it is not one of them.
   Block* tied(Block& found, std::uint64_t address, Lane& of_lane);
@@ -192,7 +198,7 @@ class HistoryCheck {
   HistoryResult result_;
   std::unordered_map<std::uint64_t, std::pair<Block*, std::int64_t>> held_;  // by address
   std::unordered_map<const Block*, std::size_t> untold_;   // blocks whose size was not told
-  std::vector<const Segment*> of_recorded_;                // by place in History::segments
+  std::unordered_map<std::uint64_t, Segment*> fixed_;      // segments that do not grow, by address
   std::unordered_map<std::uint64_t, std::size_t> before_;  // segments there were, by their numbers
   std::size_t due_begin_ = 0;
   std::size_t due_end_ = 0;

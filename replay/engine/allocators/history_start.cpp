@@ -1,4 +1,4 @@
-// The starting state of a recorded history, made again; and what it says was released.
+// The starting state of a recorded history, made again.
 #include <algorithm>
 #include <iterator>
 
@@ -90,7 +90,88 @@ Bases range_bases(const History& history) {
   return bases;
 }
 
+constexpr Bytes kMostReserved = Bytes{1} << 46;  // no device has 64 TiB
+constexpr StreamId kMostStreams = 1 << 22;
+
+void check_stream(StreamId stream) {
+  if (stream < 0 || stream >= kMostStreams) {
+    throw InputError("stream " + std::to_string(stream) + " is none of the first " +
+                     std::to_string(kMostStreams));
+  }
+}
+
+// The memory there is, by where it begins: its end, and whether it is a segment of its own.
+class Memory {
+ public:
+  void add(std::uint64_t address, Bytes size, bool is_fixed) {
+    if (size <= 0 || size > kMostReserved || address == 0) {
+      throw InputError("the segment " + at(address) + " has a size or a place that none can have");
+    }
+    const auto units = static_cast<std::uint64_t>(kSmallestBlock);
+    const std::uint64_t end = address + static_cast<std::uint64_t>(size);
+    if (address % units != 0 || end % units != 0 || end < address) {
+      throw InputError("the segment " + at(address) + " does not lie on multiples of 512 bytes");
+    }
+    const auto next = parts_.lower_bound(address);
+    const bool overlaps = (next != parts_.end() && next->first < end) ||
+                          (next != parts_.begin() && std::prev(next)->second.first > address);
+    if (overlaps) throw InputError("segments overlap " + at(address));
+    parts_[address] = {end, is_fixed};
+    reserved_ += size;
+    if (reserved_ > kMostReserved) throw InputError("more memory is reserved than any device has");
+  }
+  // What is not there is left to the check of the history.
+  void remove(std::uint64_t address, Bytes size, bool is_fixed) {
+    const std::uint64_t end = address + static_cast<std::uint64_t>(size);
+    auto part = parts_.upper_bound(address);
+    if (part == parts_.begin() || size <= 0 || end < address) return;
+    --part;
+    while (part != parts_.end() && part->first < end) {
+      const auto [begin, last] = std::pair(part->first, part->second.first);
+      if (part->second.second != is_fixed || last <= address) {
+        ++part;
+        continue;
+      }
+      part = parts_.erase(part);
+      reserved_ -= static_cast<Bytes>(std::min(last, end) - std::max(begin, address));
+      if (begin < address) parts_[begin] = {address, is_fixed};
+      if (last > end) parts_[end] = {last, is_fixed};
+    }
+  }
+
+ private:
+  std::map<std::uint64_t, std::pair<std::uint64_t, bool>> parts_;
+  Bytes reserved_ = 0;
+};
+
 }  // namespace
+
+void HistoryCheck::check_memory() const {
+  Memory memory;
+  for (const RecordedSegment& segment : history_.segments) {
+    check_stream(segment.stream);
+    memory.add(segment.address, segment.size, !segment.is_expandable);
+  }
+  for (const RecordedBlock& block : history_.blocks) {
+    const auto size = static_cast<std::uint64_t>(block.size | block.slack);
+    if ((block.address | size) % static_cast<std::uint64_t>(kSmallestBlock) != 0) {
+      throw InputError("the block " + at(block.address) +
+                       " does not lie on multiples of 512 bytes");
+    }
+    if (block.size < 0 || block.slack < 0 || block.requested < 0 ||
+        std::max({block.size, block.slack, block.requested}) > kMostReserved) {
+      throw InputError("the block " + at(block.address) + " has a size that none can have");
+    }
+  }
+  for (const RecordedEntry& entry : history_.entries) {
+    check_stream(entry.stream);
+    if (takes(entry.action)) {
+      memory.add(entry.address, entry.size, entry.action == Action::kSegmentAlloc);
+    } else if (releases(entry.action)) {
+      memory.remove(entry.address, entry.size, entry.action == Action::kSegmentFree);
+    }
+  }
+}
 
 Lane& HistoryCheck::lane(StreamId stream, bool is_small) {
   Lane& found = allocator_.lane_of(allocator_.pools_[is_small ? 1 : 0], stream);
@@ -100,7 +181,6 @@ Lane& HistoryCheck::lane(StreamId stream, bool is_small) {
 
 void HistoryCheck::restore() {
   const Bases bases = range_bases(history_);
-  of_recorded_.resize(history_.segments.size());
   for (std::size_t place = 0; place < history_.segments.size(); ++place) {
     const RecordedSegment& recorded = history_.segments[place];
     if (recorded.is_expandable) continue;
@@ -108,7 +188,7 @@ void HistoryCheck::restore() {
     Segment& segment = allocator_.add_segment(of_lane, recorded.address, recorded.size, false);
     segment.mapped = recorded.size;
     before_[segment.number] = place;
-    of_recorded_[place] = &segment;
+    fixed_[segment.address] = &segment;
     allocator_.add(*of_lane.pool, &PoolCounters::segment, 1);
     allocator_.add(*of_lane.pool, &PoolCounters::reserved_bytes, recorded.size);
     carve(*segment.first, recorded.is_small, false);
@@ -140,7 +220,7 @@ void HistoryCheck::restore_expandable(const Bases& bases) {
     rest->mapped = false;
     for (const RecordedSegment* const piece : pieces) {
       const auto gap = static_cast<Bytes>(piece->address - rest->address);
-      if (gap >= rest->size || piece->size >= rest->size - gap) {
+      if (gap < 0 || gap >= rest->size || piece->size >= rest->size - gap) {
         throw InputError("the expandable segment " + at(piece->address) +
                          " is too far from the others of its stream");
       }
@@ -251,170 +331,6 @@ void HistoryCheck::learn_slacks() {
       untold_.erase(owner);
     }
   }
-}
-
-std::size_t HistoryCheck::release(std::size_t begin) {
-  const std::vector<RecordedEntry>& entries = history_.entries;
-  std::size_t end = begin;
-  while (end < entries.size() && releases(entries[end].action)) ++end;
-  if (due_begin_ < due_end_) {
-    // What was mapped before the device refused the rest.
-    const std::size_t request = next_request(end);
-    if (request == entries.size()) differ(begin, "releases memory in the middle of a request");
-    const Bytes size = allocator_.round_request(entries[request].size);
-    device_.due = std::span(entries).subspan(due_begin_, due_end_ - due_begin_);
-    due_begin_ = due_end_ = 0;
-    Lane& of_lane = lane(entries[request].stream, size <= kLargestSmall);
-    if (allocator_.new_segment(of_lane, size) != nullptr || !device_.due.empty()) {
-      differ(begin, "releases memory in the middle of a request");
-    }
-  }
-  std::vector<RecordedEntry> run;
-  for (std::size_t entry = begin; entry < end; ++entry) {
-    if (entries[entry].stream < history_.first_private) {
-      run.push_back(entries[entry]);
-    } else if (collect({&entries[entry], 1})) {
-      ++result_.pool_releases;
-    } else {
-      differ(entry, "releases a segment that is not wholly free");
-    }
-  }
-  if (!run.empty() && !release_all(run, begin)) {
-    if (allocator_.settings_.garbage_collection_threshold > 0 && collect(run)) {
-      result_.collected += static_cast<std::int64_t>(run.size());
-    } else if (!release_some(run, begin, next_request(end))) {
-      differ(begin, "releases other segments");
-    }
-  }
-  just_released_ = true;
-  return end;
-}
-
-bool HistoryCheck::release_all(std::span<const RecordedEntry> run, std::size_t begin) {
-  struct Part {
-    std::uint64_t address;
-    Bytes size;
-    const Block* block;
-  };
-  std::vector<Part> parts;
-  for (Pool& pool : allocator_.pools_) {
-    for (Lane* const of_lane : pool.lanes) {
-      if (of_lane == nullptr || of_lane->is_private) continue;
-      for (Block* block = of_lane->free.first(); block != nullptr;
-           block = of_lane->free.next(*block)) {
-        const Segment& segment = *block->segment;
-        if (!segment.expandable) {
-          if (!block->is_split()) parts.push_back({segment.address, segment.size, block});
-          continue;
-        }
-        const Bytes page = allocator_.page_of(*of_lane);
-        const auto offset = static_cast<Bytes>(block->address - segment.address);
-        const Bytes first = round_up(offset, page);
-        const Bytes last = (offset + block->size) / page * page;
-        if (first < last) {
-          parts.push_back(
-              {segment.address + static_cast<std::uint64_t>(first), last - first, block});
-        }
-      }
-    }
-  }
-  if (parts.size() != run.size()) return false;
-  std::unordered_map<std::uint64_t, std::size_t> place;
-  for (std::size_t i = 0; i < parts.size(); ++i) place[parts[i].address] = i;
-  bool in_order = true;
-  for (std::size_t i = 0; i < run.size(); ++i) {
-    const auto found = place.find(run[i].address);
-    if (found == place.end() || parts[found->second].size != run[i].size) return false;
-    if (found->second == i) continue;
-    in_order = false;
-    // Only blocks that are as good as each other may change places.
-    const Block& here = *parts[i].block;
-    const Block& there = *parts[found->second].block;
-    const bool equal = here.size == there.size && here.segment->lane == there.segment->lane;
-    if (!learns_ || !equal || allocator_.settings_.address_order) return false;
-  }
-  for (std::size_t i = 0; !in_order && i + 1 < run.size(); ++i) {
-    const Segment& first = *parts[place[run[i].address]].block->segment;
-    const Segment& second = *parts[place[run[i + 1].address]].block->segment;
-    const bool tie =
-        first.lane == second.lane && run[i].size == run[i + 1].size && first.number > second.number;
-    if (!tie) continue;
-    if (!before_.contains(first.number) || !before_.contains(second.number)) return false;
-    note_order(first, second);
-  }
-  allocator_.release_cached();
-  result_.flushes.push_back(static_cast<std::int64_t>(begin));
-  return true;
-}
-
-bool HistoryCheck::release_some(std::span<const RecordedEntry> run, std::size_t begin,
-                                std::size_t request) {
-  const CachingSettings& settings = allocator_.settings_;
-  if (settings.max_split == kNoLimit || settings.expandable_segments) return false;
-  if (request == history_.entries.size()) return false;
-  const RecordedEntry& recorded = history_.entries[request];
-  if (recorded.size <= 0 || recorded.size >= kEiB) return false;
-  const Bytes size = allocator_.round_request(recorded.size);
-  const Bytes need = std::max(size, settings.max_split);
-  FreeBlocks<Block>& free = lane(recorded.stream, size <= kLargestSmall).free;
-  auto rest = run;
-  if (Block* const smallest = free.find(need)) {
-    Block* const block = released_as(rest.front(), smallest, free, true);
-    if (block == nullptr) return false;
-    allocator_.release_segment(*block);
-    rest = rest.subspan(1);
-  } else {
-    Bytes released = 0;
-    for (Block* largest = free.last();
-         largest != nullptr && largest->size >= settings.max_split && released < need;
-         largest = free.last()) {
-      Block* const block = rest.empty() ? nullptr : released_as(rest.front(), largest, free, false);
-      if (block == nullptr) return false;
-      released += block->size;
-      allocator_.release_segment(*block);
-      rest = rest.subspan(1);
-    }
-  }
-  return rest.size() < run.size() && (rest.empty() || release_all(rest, begin));
-}
-
-Block* HistoryCheck::released_as(const RecordedEntry& entry, Block* found,
-                                 const FreeBlocks<Block>& free, bool first_of_equals) {
-  std::vector<const Segment*> passed;
-  const Bytes size = found->size;
-  for (; found != nullptr && found->size == size;
-       found = first_of_equals ? free.next(*found) : free.previous(*found)) {
-    const Segment& segment = *found->segment;
-    if (segment.expandable || found->is_split()) return nullptr;
-    if (segment.address == entry.address && segment.size == entry.size) break;
-    if (!learns_ || allocator_.settings_.address_order) return nullptr;
-    passed.push_back(&segment);
-  }
-  if (found == nullptr || found->size != size) return nullptr;
-  const auto was_before = [&](const Segment* one) { return before_.contains(one->number); };
-  if (passed.empty()) return found;
-  if (!was_before(found->segment) || !std::ranges::all_of(passed, was_before)) return nullptr;
-  for (const Segment* const other : passed) {
-    first_of_equals ? note_order(*found->segment, *other) : note_order(*other, *found->segment);
-  }
-  return found;
-}
-
-bool HistoryCheck::collect(std::span<const RecordedEntry> run) {
-  std::vector<Block*> whole;
-  for (const RecordedEntry& entry : run) {
-    Block* found = nullptr;
-    for (Segment* segment = allocator_.first_segment_; segment != nullptr && found == nullptr;
-         segment = segment->after) {
-      Block* const block = segment->first;
-      const bool is_it = segment->address == entry.address && segment->size == entry.size;
-      if (is_it && !segment->expandable && block->is_free() && !block->is_split()) found = block;
-    }
-    if (found == nullptr) return false;
-    whole.push_back(found);
-  }
-  for (Block* const block : whole) allocator_.release_segment(*block);
-  return true;
 }
 
 }  // namespace workbench::caching
