@@ -98,6 +98,9 @@ std::size_t HistoryCheck::free(std::size_t entry) {
     block.pending_events = 1;
     return entry + 1;
   }
+  // Unless it was delayed, and the next request waited for it.
+  look_ahead(entry + 1);
+  found_after_free_ = missed_ == completions_end_;
   held_.erase(found);
   untold_.erase(&block);
   allocator_.free(&block, 0);
@@ -109,6 +112,7 @@ std::size_t HistoryCheck::complete(std::size_t entry) {
   if (found == held_.end()) differ(entry, "completes the free of a block that is not there");
   Block& block = *found->second.first;
   if (entry >= completions_end_) look_ahead(entry);
+  if (due_begin_ < due_end_) refuse_rest(entry);
   just_released_ = false;
   held_.erase(found);
   untold_.erase(&block);
@@ -122,6 +126,7 @@ std::size_t HistoryCheck::complete(std::size_t entry) {
 }
 
 void HistoryCheck::look_ahead(std::size_t entry) {
+  found_after_free_ = false;
   const std::vector<RecordedEntry>& entries = history_.entries;
   std::size_t& end = completions_end_;
   for (end = entry; end < entries.size(); ++end) {
@@ -147,7 +152,8 @@ void HistoryCheck::allocate(std::size_t entry) {
   device_.due = std::span(history_.entries).subspan(due_begin_, due_end_ - due_begin_);
   due_begin_ = due_end_ = 0;
   // After a release, memory came from the device without another look at what is free.
-  const bool fresh = !device_.due.empty() && (just_released_ || missed_ == entry);
+  const bool fresh =
+      !device_.due.empty() && (just_released_ || (missed_ == entry && !found_after_free_));
   Block* block = fresh ? nullptr : allocator_.best_fit(of_lane, size);
   if (std::exchange(may_have_begun_, false) && !fresh) {
     block = begun_before(recorded.address, block, of_lane, size);

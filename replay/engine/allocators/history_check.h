@@ -162,6 +162,9 @@ class HistoryCheck {
   // pending frees, and does not look again at what is free then.
   void look_ahead(std::size_t entry);
   void run_out(std::size_t entry);
+  // The device gave some of what a request needed, and no more. The rest of the request comes
+  // later.
+  void refuse_rest(std::size_t entry);
   // A run of released segments and unmapped pages; where the next entry is.
   std::size_t release(std::size_t begin);
   bool release_all(std::span<const RecordedEntry> run, std::size_t begin);
@@ -205,6 +208,7 @@ class HistoryCheck {
   bool just_released_ = false;       // right before this entry
   bool may_have_begun_ = true;       // nothing so far shows that no request was under way
   std::size_t completions_end_ = 0;  // behind a run of completed frees
+  bool found_after_free_ = false;    // `missed_`, but for what the program freed right before
   std::size_t missed_ = SIZE_MAX;    // a request that found nothing free before such a run
 };
 

@@ -5,22 +5,27 @@
 
 namespace workbench::caching {
 
+void HistoryCheck::refuse_rest(std::size_t entry) {
+  static constexpr char kProblem[] = "comes in the middle of a request that was served";
+  const std::vector<RecordedEntry>& entries = history_.entries;
+  const std::size_t request = next_request(entry);
+  if (request == entries.size()) differ(entry, kProblem);
+  const RecordedEntry& recorded = entries[request];
+  if (recorded.size <= 0 || recorded.size >= kEiB) differ(entry, kProblem);
+  const Bytes size = allocator_.round_request(recorded.size);
+  device_.due = std::span(entries).subspan(due_begin_, due_end_ - due_begin_);
+  due_begin_ = due_end_ = 0;
+  Lane& of_lane = lane(recorded.stream, size <= kLargestSmall);
+  if (allocator_.new_segment(of_lane, size) != nullptr || !device_.due.empty()) {
+    differ(entry, kProblem);
+  }
+}
+
 std::size_t HistoryCheck::release(std::size_t begin) {
   const std::vector<RecordedEntry>& entries = history_.entries;
   std::size_t end = begin;
   while (end < entries.size() && releases(entries[end].action)) ++end;
-  if (due_begin_ < due_end_) {
-    // What was mapped before the device refused the rest.
-    const std::size_t request = next_request(end);
-    if (request == entries.size()) differ(begin, "releases memory in the middle of a request");
-    const Bytes size = allocator_.round_request(entries[request].size);
-    device_.due = std::span(entries).subspan(due_begin_, due_end_ - due_begin_);
-    due_begin_ = due_end_ = 0;
-    Lane& of_lane = lane(entries[request].stream, size <= kLargestSmall);
-    if (allocator_.new_segment(of_lane, size) != nullptr || !device_.due.empty()) {
-      differ(begin, "releases memory in the middle of a request");
-    }
-  }
+  if (due_begin_ < due_end_) refuse_rest(begin);
   std::vector<RecordedEntry> run;
   for (std::size_t entry = begin; entry < end; ++entry) {
     if (entries[entry].stream < history_.first_private) {
