@@ -160,13 +160,23 @@ def _choices(why: Why) -> Table:
     from rich.table import Table
 
     limit = f" on {format_bytes(why.left)}" if why.left is not None else ""
-    table = Table(title=f"The same requests replayed under other settings{limit}",
-                  title_justify="left")  # fmt: skip
+    table = Table(
+        title=f"The same requests replayed under other settings{limit}: peak of reserved memory, "
+        "retries, device calls, and the smallest device that holds all",
+        title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold",
+    )  # fmt: skip
+    # Short names: the settings need the room.
+    for name in ("outcome", "reserved", "retries", "calls", "fits in"):
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("settings", overflow="fold")
-    for name in ("outcome", "peak reserved", "retries", "device calls", "smallest device"):
-        table.add_column(name, justify="right")
-    helping = why.helping
-    for choice in [why.recorded, *(helping or why.choices)[:_CHOICES]]:
+    shown: dict[tuple[int, ...], Choice] = {}
+    for choice in why.helping or why.choices:
+        outcome = choice.outcome
+        # Of settings that do the same the first, which is the simplest.
+        key = (outcome.peak_reserved, outcome.retries, outcome.device_calls)
+        if len(shown) < _CHOICES:
+            shown.setdefault(key, choice)
+    for choice in (why.recorded, *shown.values()):
         table.add_row(*_row(choice, choice is why.recorded))
     return table
 
@@ -174,12 +184,12 @@ def _choices(why: Why) -> Table:
 def _row(choice: Choice, recorded: bool) -> list[str]:
     outcome, fit = choice.outcome, choice.fit
     return [
-        (choice.settings or "default") + (" (recorded)" if recorded else ""),
         {"ok": "serves all", "out_of_memory": "out of memory"}.get(outcome.status, outcome.status),
         format_bytes(outcome.peak_reserved),
         f"{outcome.retries:,}",
         f"{outcome.device_calls:,}",
         f"{fit.capacity // 2**20:,} MiB" if fit and fit.capacity else "",
+        (choice.settings or "default") + (" (recorded)" if recorded else ""),
     ]
 
 
