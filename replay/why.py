@@ -34,8 +34,8 @@ from workbench.replay.why_state import (
     replayed_snapshot,
 )
 
-# Settings whose smallest device is searched for, besides the recorded ones.
-_FITTED = 3
+# Settings that are shown, and whose smallest device is searched for, besides the recorded ones.
+SHOWN = 4
 # A peak less than this share below the recorded settings' is no help.
 _ENOUGH = 0.01
 # Device calls that differ by less than this share count as equal.
@@ -125,6 +125,14 @@ class Why:
             for one in self.choices
             if one.outcome.completed and one.outcome.peak_reserved < enough
         ]
+
+    @property
+    def shown(self) -> list[Choice]:
+        """A few that differ in what they do: of those that do the same the simplest."""
+        found: dict[tuple[Any, ...], Choice] = {}
+        for one in self.helping or self.choices:
+            found.setdefault(_numbers(one.outcome), one)
+        return list(found.values())[:SHOWN]
 
     @property
     def fragmentation_is_to_blame(self) -> bool | None:
@@ -279,7 +287,8 @@ def _choices(
             zip(texts, outcomes[1:], strict=True),
             key=lambda one: (*_cost(one[1], own), simplicity(one[0])),
         )
-        fitted = [recorded.own, *(text for text, _ in tried[:_FITTED])]
+        different = {_numbers(outcome): text for text, outcome in reversed(tried)}
+        fitted = [recorded.own, *list(different.values())[::-1][:SHOWN]]
         fits = run_searches(
             [
                 smallest_device(subject, AllocatorSpec("caching", text), "recorded")
@@ -294,6 +303,11 @@ def _choices(
         for text, outcome in ((recorded.own, own), *tried)
     ]
     return made[0], made[1:]
+
+
+def _numbers(outcome: Outcome) -> tuple[Any, ...]:
+    """What is shown of a replay: settings that do the same have the same."""
+    return (outcome.status, outcome.peak_reserved, outcome.retries, outcome.device_calls)
 
 
 def _cost(outcome: Outcome, own: Outcome) -> tuple[float, ...]:

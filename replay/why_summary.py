@@ -23,7 +23,6 @@ _PARTS = {
 _MACHINERY = ("torch::unwind", "CapturedTraceback", "gather", "CachingAllocator", "c10::")
 _FRAMES = 3
 _PINS = 3
-_CHOICES = 4
 _BAR = 24
 
 
@@ -169,14 +168,7 @@ def _choices(why: Why) -> Table:
     for name in ("outcome", "reserved", "retries", "calls", "fits in"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("settings", overflow="fold")
-    shown: dict[tuple[int, ...], Choice] = {}
-    for choice in why.helping or why.choices:
-        outcome = choice.outcome
-        # Of settings that do the same the first, which is the simplest.
-        key = (outcome.peak_reserved, outcome.retries, outcome.device_calls)
-        if len(shown) < _CHOICES:
-            shown.setdefault(key, choice)
-    for choice in (why.recorded, *shown.values()):
+    for choice in (why.recorded, *why.shown):
         table.add_row(*_row(choice, choice is why.recorded))
     return table
 
