@@ -266,7 +266,7 @@ def check_history(
     *,
     first_private: int,
     settings: str,
-    learns: bool,
+    learning: Literal["nothing", "order", "size"],
     state_at: int | None = None,
 ) -> CheckedHistory:
     """Hold the caching allocator against a recorded history (workbench.recorders.trace.history).
@@ -279,7 +279,8 @@ def check_history(
         entries: ``action`` (uint8), ``address`` (uint64), ``size`` (int64), ``stream`` (int32).
         first_private: streams from here on stand for those of private pools.
         settings: ``key:value,key:value``.
-        learns: take the record's word where the starting state leaves room for it.
+        learning: ``nothing``, or take the record's word where the starting state leaves room: one of
+            two equal blocks came first in ``order``, or the other's ``size`` was smaller.
         state_at: the entry after which to list segments and blocks; None for the last.
 
     Raises:

@@ -109,6 +109,7 @@ class _Attempt:
     found: _engine.CheckedHistory | None = None
     problem: str = ""
     reached: int = -1
+    learning: Literal["order", "size"] = "order"
 
     @property
     def learned(self) -> int:
@@ -125,7 +126,7 @@ def state_after(history: History, entry: int) -> tuple[Verdict, CheckedState | N
     verdict, attempt = _best_attempt(history)
     if attempt is None or attempt.problem:
         return verdict, None
-    found = _run(history, attempt, learns=True, state_at=entry)
+    found = _run(history, attempt, state_at=entry)
     return verdict, CheckedState(found["segments"], found["blocks"])
 
 
@@ -158,13 +159,28 @@ def _best_attempt(history: History) -> tuple[Verdict, _Attempt | None]:
 
 
 def _attempt(history: History, rules: str) -> _Attempt:
+    """The way through `history` under one rule set, with what had to be learned for it.
+
+    Where one of two equal blocks was taken, it came first in order; unless the other block's size
+    is not certain, and the order contradicts itself: then that other was smaller.
+    """
+    attempt = _learned(history, rules, "order")
+    if attempt.problem and attempt.created_before:
+        other = _learned(history, rules, "size")
+        if not other.problem or other.reached > attempt.reached:
+            return other
+    return attempt
+
+
+def _learned(history: History, rules: str, learning: Literal["order", "size"]) -> _Attempt:
     settings = history.settings
     if rules != "2.13":
         settings = ",".join(filter(None, (settings, f"rules:{rules}")))
-    attempt = _Attempt(rules, settings, list(range(len(history.before.segments["address"]))))
+    segments = len(history.before.segments["address"])
+    attempt = _Attempt(rules, settings, list(range(segments)), learning=learning)
     for _ in range(_MOST_ROUNDS):
         try:
-            found = attempt.found = _run(history, attempt, learns=True)
+            found = attempt.found = _run(history, attempt)
         except ValueError:
             if not attempt.learned:
                 raise
@@ -198,7 +214,7 @@ def _attempt(history: History, rules: str) -> _Attempt:
 
 
 def _run(
-    history: History, attempt: _Attempt, learns: bool, state_at: int | None = None
+    history: History, attempt: _Attempt, state_at: int | None = None
 ) -> _engine.CheckedHistory:
     streams = int(
         max(history.stream.max(initial=0), history.before.segments["stream"].max(initial=0)) + 1
@@ -246,7 +262,7 @@ def _run(
         },
         first_private=streams,
         settings=attempt.settings,
-        learns=learns,
+        learning=attempt.learning,
         state_at=state_at,
     )
 

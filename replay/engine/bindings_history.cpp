@@ -99,15 +99,22 @@ nb::dict held_blocks(const std::vector<HeldBlock>& blocks) {
   return columns;
 }
 
+caching::Learning learning_of(const std::string& name) {
+  if (name == "nothing") return caching::Learning::kNothing;
+  if (name == "order") return caching::Learning::kOrder;
+  if (name == "size") return caching::Learning::kSize;
+  throw InputError("learning is one of: nothing, order, size");
+}
+
 nb::dict check_history(const nb::dict& segments, const nb::dict& blocks, const nb::dict& entries,
-                       std::int32_t first_private, const std::string& settings, bool learns,
-                       std::optional<std::size_t> state_at) {
+                       std::int32_t first_private, const std::string& settings,
+                       const std::string& learning, std::optional<std::size_t> state_at) {
   const caching::History history = {segments_of(segments), blocks_of(blocks), entries_of(entries),
                                     first_private};
   HistoryResult result;
   {
     const nb::gil_scoped_release release;
-    result = caching::HistoryCheck(history, settings, learns, state_at).run();
+    result = caching::HistoryCheck(history, settings, learning_of(learning), state_at).run();
   }
   nb::dict answer;
   answer["difference"] = difference_dict(result.difference);
@@ -135,7 +142,7 @@ nb::dict check_history(const nb::dict& segments, const nb::dict& blocks, const n
 
 void bind_history(nb::module_& m) {
   m.def("check_history", &check_history, "segments"_a, "blocks"_a, "entries"_a, nb::kw_only(),
-        "first_private"_a, "settings"_a, "learns"_a, "state_at"_a = nb::none());
+        "first_private"_a, "settings"_a, "learning"_a, "state_at"_a = nb::none());
 }
 
 }  // namespace workbench

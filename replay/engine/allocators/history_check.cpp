@@ -29,15 +29,15 @@ bool RecordedDevice::map_piece(std::uint64_t address, Bytes size) {
   return true;
 }
 
-HistoryCheck::HistoryCheck(const History& history, const std::string& settings, bool learns,
+HistoryCheck::HistoryCheck(const History& history, const std::string& settings, Learning learning,
                            std::optional<std::size_t> state_at)
     : history_(history),
-      learns_(learns),
+      learning_(learning),
       state_at_(state_at.value_or(history.entries.size() - 1)),
       allocator_(device_, Settings(settings, "caching", caching_settings_help())) {
   check_memory();
   restore();
-  if (learns_) learn_slacks();
+  if (learns()) learn_slacks();
 }
 
 HistoryResult HistoryCheck::run() {
@@ -213,9 +213,14 @@ Block* HistoryCheck::grown_in_place(std::uint64_t address, Lane& of_lane, Bytes 
 Block& HistoryCheck::fitting(std::size_t entry, Block* found, Lane& of_lane, Bytes size) {
   const RecordedEntry& recorded = history_.entries[entry];
   Block* block = found;
-  while (learns_ && block != nullptr &&
+  while (learns() && block != nullptr &&
          (!device_.due.empty() || block->address != recorded.address)) {
     if (device_.due.empty()) {
+      if (learning_ == Learning::kSize && is_tied(*block, recorded.address, of_lane) &&
+          take_slack(*block, block->size - size + kSmallestBlock)) {
+        block = allocator_.best_fit(of_lane, size);
+        continue;
+      }
       if (Block* const other = tied(*block, recorded.address, of_lane)) return *other;
       if (Block* const other = shifted(recorded.address, of_lane, size)) {
         block = allocator_.best_fit(of_lane, size);
@@ -241,6 +246,14 @@ Block& HistoryCheck::fitting(std::size_t entry, Block* found, Lane& of_lane, Byt
     differ(entry, "is given another address", block->address, size);
   }
   return *block;
+}
+
+bool HistoryCheck::is_tied(const Block& found, std::uint64_t address, const Lane& of_lane) {
+  const Block* block = &found;
+  while (block != nullptr && block->size == found.size && block->address != address) {
+    block = of_lane.free.next(*block);
+  }
+  return block != nullptr && block->size == found.size;
 }
 
 Block* HistoryCheck::tied(Block& found, std::uint64_t address, Lane& of_lane) {
@@ -281,7 +294,7 @@ Block* HistoryCheck::shifted(std::uint64_t address, Lane& of_lane, Bytes size) {
 bool HistoryCheck::take_slack(Block& behind, Bytes bytes) {
   Block* const owner = behind.before;
   const Segment& segment = *behind.segment;
-  if (!learns_ || owner == nullptr || segment.expandable || segment.lane->pool->is_small) {
+  if (!learns() || owner == nullptr || segment.expandable || segment.lane->pool->is_small) {
     return false;
   }
   const auto found = untold_.find(owner);

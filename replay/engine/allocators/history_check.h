@@ -125,12 +125,16 @@ class RecordedDevice final : public Backend {
   Bytes footprint(Bytes size) const override { return size; }
 };
 
+// What is learned where one of two blocks as good as each other was taken, and the size of the
+// other is not certain: that its segment was made later, or that it was smaller.
+enum class Learning { kNothing, kOrder, kSize };
+
 class HistoryCheck {
  public:
-  // `learns`: takes the record's word where the starting state leaves room for it. `state_at`: the
-  // entry after which to list segments and blocks; the last by default. Throws InputError for a
+  // `learning`: takes the record's word where the starting state leaves room for it. `state_at`:
+  // the entry after which to list segments and blocks; the last by default. Throws InputError for a
   // starting state that contradicts itself, and for settings.
-  HistoryCheck(const History& history, const std::string& settings, bool learns,
+  HistoryCheck(const History& history, const std::string& settings, Learning learning,
                std::optional<std::size_t> state_at);
 
   HistoryResult run();
@@ -182,11 +186,13 @@ class HistoryCheck {
   Block* grown_in_place(std::uint64_t address, Lane& of_lane, Bytes size);
 
   Block& fitting(std::size_t entry, Block* found, Lane& of_lane, Bytes size);
+  static bool is_tied(const Block& found, std::uint64_t address, const Lane& of_lane);
   // Among blocks as good as `found`, the recorded one; null where it is not one of them.
   Block* tied(Block& found, std::uint64_t address, Lane& of_lane);
   // The free block that begins in front of a recorded address, cut to begin there.
   Block* shifted(std::uint64_t address, Lane& of_lane, Bytes size);
   bool take_slack(Block& behind, Bytes bytes);
+  bool learns() const { return learning_ != Learning::kNothing; }
   void note_order(const Segment& first, const Segment& second);
 
   [[noreturn]] void differ(std::size_t entry, std::string problem, std::uint64_t address = 0,
@@ -194,7 +200,7 @@ class HistoryCheck {
   void list_state();
 
   const History& history_;
-  const bool learns_;
+  const Learning learning_;
   const std::size_t state_at_;
   RecordedDevice device_;
   Caching allocator_;

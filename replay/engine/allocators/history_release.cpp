@@ -89,7 +89,7 @@ bool HistoryCheck::release_all(std::span<const RecordedEntry> run, std::size_t b
     const Block& here = *parts[i].block;
     const Block& there = *parts[found->second].block;
     const bool equal = here.size == there.size && here.segment->lane == there.segment->lane;
-    if (!learns_ || !equal || allocator_.settings_.address_order) return false;
+    if (!learns() || !equal || allocator_.settings_.address_order) return false;
   }
   for (std::size_t i = 0; !in_order && i + 1 < run.size(); ++i) {
     const Segment& first = *parts[place[run[i].address]].block->segment;
@@ -149,7 +149,7 @@ Block* HistoryCheck::released_as(const RecordedEntry& entry, Block* found,
     const Segment& segment = *found->segment;
     if (segment.expandable || found->is_split()) return nullptr;
     if (segment.address == entry.address && segment.size == entry.size) break;
-    if (!learns_ || allocator_.settings_.address_order) return nullptr;
+    if (!learns() || allocator_.settings_.address_order) return nullptr;
     passed.push_back(&segment);
   }
   if (found == nullptr || found->size != size) return nullptr;

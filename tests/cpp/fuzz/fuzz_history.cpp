@@ -16,6 +16,7 @@ using namespace workbench;
 using caching::History;
 using caching::HistoryCheck;
 using caching::HistoryResult;
+using caching::Learning;
 using caching::RecordedEntry;
 
 constexpr std::uint64_t kBase = 0x7f0000000000;
@@ -129,9 +130,9 @@ History of_program(Bytestream& bytes, const std::string& settings) {
 }
 
 std::optional<HistoryResult> check(const History& history, const std::string& settings,
-                                   bool learns) {
+                                   Learning learning) {
   try {
-    HistoryResult result = HistoryCheck(history, settings, learns, std::nullopt).run();
+    HistoryResult result = HistoryCheck(history, settings, learning, std::nullopt).run();
     if (result.difference) {
       REQUIRE(!result.difference->problem.empty());
       REQUIRE(result.difference->entry < static_cast<std::int64_t>(history.entries.size()));
@@ -161,16 +162,18 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   Bytestream bytes(data, size);
   const unsigned kind = bytes.next();
   const std::string settings = kSettings[kind / 4 % std::size(kSettings)];
-  const bool learns = (kind & 2) != 0;
+  const Learning learning = (kind & 2) == 0    ? Learning::kOrder
+                            : (kind & 64) == 0 ? Learning::kSize
+                                               : Learning::kNothing;
   if ((kind & 1) == 0) {
     History history = of_bytes(bytes);
     history.first_private = (kind & 128) != 0 ? 2 : 3;
-    check(history, settings, learns);
+    check(history, settings, learning);
     return 0;
   }
   History history = of_program(bytes, settings);
   history.first_private = 3;
-  const auto whole = check(history, settings, learns);
+  const auto whole = check(history, settings, learning);
   REQUIRE(whole && !whole->difference);
   std::vector<RecordedEntry>& entries = history.entries;
   while (!bytes.ended() && !entries.empty()) {
@@ -186,7 +189,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     } else {
       std::swap(*place, entries[what / 4 % entries.size()]);
     }
-    check(history, settings, learns);
+    check(history, settings, learning);
   }
   return 0;
 }
