@@ -136,7 +136,8 @@ def _best_attempt(history: History) -> tuple[Verdict, _Attempt | None]:
         try:
             attempts.append(_attempt(history, rules))
         except ValueError as error:
-            return Verdict(history.device, "not_reconstructible", problem=str(error)), None
+            problem = str(error) + _no_segments(history)
+            return Verdict(history.device, "not_reconstructible", problem=problem), None
     exact = [attempt for attempt in attempts if not attempt.problem]
     chosen = (
         min(exact, key=lambda attempt: attempt.learned)
@@ -153,7 +154,7 @@ def _best_attempt(history: History) -> tuple[Verdict, _Attempt | None]:
         rules=chosen.rules,
         settings=chosen.settings,
         facts=_facts(history, chosen, others),
-        problem=chosen.problem,
+        problem=chosen.problem and chosen.problem + _no_segments(history),
     )
     return verdict, chosen
 
@@ -286,6 +287,13 @@ def _ordered(order: list[int], created_before: Iterable[tuple[int, int]]) -> lis
             if not waits[other]:
                 heapq.heappush(ready, place[other])
     return made if len(made) == len(order) else None
+
+
+def _no_segments(history: History) -> str:
+    of_segments = [ACTIONS.index(name) for name in ACTIONS if name.startswith("segment_")]
+    if not len(history.action) or np.isin(history.action, of_segments).any():
+        return ""
+    return "; the file has no entries about segments, so when they were made is not known"
 
 
 def _described(history: History, difference: _engine.Difference) -> str:

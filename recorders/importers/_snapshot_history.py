@@ -349,13 +349,24 @@ def _pools_of_entries(
     """The pool of each entry: as told, else that of the segment around its address."""
     pools = np.maximum(told, 0).astype(np.int32)
     unknown = (told < 0) & (action != OOM)
-    for segments in (before, after):
-        private = segments["pool"] > 0
-        if not private.any() or not unknown.any():
+    entries = np.arange(len(action))
+    for segments, is_before in ((before, True), (after, False)):
+        if not (segments["pool"] > 0).any() or not unknown.any():
             continue
         place = np.searchsorted(segments["address"], address, side="right") - 1
         at = np.maximum(place, 0)
         within = address < segments["address"][at] + segments["size"][at].astype(np.uint64)
-        chosen = unknown & (place >= 0) & within
+        # Addresses are used again: a segment before lasts until it is released, one after began
+        # when it was made.
+        moment = np.full(len(segments["address"]), len(action) if is_before else -1)
+        changes = np.flatnonzero(action == (GONE if is_before else MADE))
+        index = np.searchsorted(segments["address"], address[changes])
+        index = np.minimum(index, len(moment) - 1)
+        same = segments["address"][index] == address[changes]
+        order = changes[same][::-1] if is_before else changes[same]
+        moment[index[same][::-1] if is_before else index[same]] = order  # the last one holds
+        lasts = entries <= moment[at] if is_before else entries >= moment[at]
+        chosen = unknown & (place >= 0) & within & lasts
         pools[chosen] = segments["pool"][at[chosen]]
+        unknown &= ~chosen
     return pools

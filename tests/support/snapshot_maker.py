@@ -78,10 +78,11 @@ def make_source(
     completion: str = "recorded",
     at: str | int = "end",
     seed: int | None = None,
+    **more: Any,
 ) -> ReplaySource:
     """What `make_snapshot` writes, as columns."""
     if seed is not None:
-        return _by_model(source, settings, capacity, rules, device, completion, seed)
+        return _by_model(source, settings, capacity, rules, device, completion, seed, more)
     if isinstance(source, str | Path):
         (loaded,) = load_trace(str(source))
     elif isinstance(source, LoadedTrace):
@@ -116,8 +117,9 @@ def _by_model(
     device: int,
     completion: str,
     seed: int,
+    more: dict[str, Any],
 ) -> ReplaySource:
-    model = record(operations, settings, capacity or 1 << 40, rules, completion, seed)
+    model = record(operations, settings, capacity or 1 << 40, rules, completion, seed, **more)
     history, events = model.history(f"cuda:{device}", settings, rules)
     after = history.after
     event = np.array(events, dtype=np.int64)
@@ -144,6 +146,7 @@ def make_snapshot(
     completion: str = "recorded",
     at: str | int = "end",
     seed: int | None = None,
+    **more: Any,
 ) -> Snapshot:
     """The snapshot that PyTorch would have written after running some operations.
 
@@ -158,6 +161,7 @@ def make_snapshot(
         seed: of a driver that puts segments anywhere and uses addresses again, without which the
             two rule sets are one. Made by the slow model from operations, so a few thousand of
             them, and `at` the end.
+        more: for that model: `goes_on` after a failed request, `first_private` stream.
     """
     return snapshot_of(
         make_source(
@@ -169,6 +173,7 @@ def make_snapshot(
             completion=completion,
             at=at,
             seed=seed,
+            **more,
         )
     )
 
@@ -234,6 +239,27 @@ def newest_shape(snapshot: Snapshot) -> Snapshot:
         "trace_alloc_max_entries": 1_000_000,
     }
     return made | {"host_segments": [], "host_traces": []}
+
+
+def with_private_pools(snapshot: Snapshot, first: int, told: bool = True) -> Snapshot:
+    """`snapshot` with streams from `first` on as those of a private pool, and numbered from 0.
+
+    Args:
+        snapshot: left as it is.
+        first: as the `first_private` that it was made with.
+        told: whether entries say their pool, as newer releases do.
+    """
+    made = copy.deepcopy(snapshot)
+    for entry in [entry for trace in made["device_traces"] for entry in trace]:
+        is_private = entry["stream"] >= first
+        entry["stream"] -= first * is_private
+        if told:
+            entry["pool_id"] = (0, 1) if is_private else (0, 0)
+    for segment in made["segments"]:
+        if segment["stream"] >= first:
+            segment["stream"] -= first
+            segment["segment_pool_id"] = (0, 1)
+    return made
 
 
 def only_alloc_and_free_completed(snapshot: Snapshot) -> Snapshot:

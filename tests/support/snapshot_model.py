@@ -31,6 +31,9 @@ class RecordingModel(Model):
         rules: ``2.13`` or ``address-order``.
         completion: when work on streams completes.
         seed: of the driver's addresses; None for addresses that rise and are used once.
+        goes_on: whether the program does after a request that failed.
+        first_private: streams from here on stand for those of private pools, whose segments are
+            kept when cached ones are released.
     """
 
     def __init__(
@@ -40,8 +43,12 @@ class RecordingModel(Model):
         rules: str = "2.13",
         completion: str = "recorded",
         seed: int | None = None,
+        goes_on: bool = False,
+        first_private: int | None = None,
     ) -> None:
         super().__init__(conf, capacity, completion)
+        self.goes_on = goes_on
+        self.first_private = first_private
         self.by_address = rules == "address-order"
         self.driver = None if seed is None else random.Random(seed)
         self.journal: list[tuple[str, int, int, int, int]] = []
@@ -57,8 +64,9 @@ class RecordingModel(Model):
             if op == "alloc":
                 if not self.allocate(name, size, stream):
                     self.write("oom", self.capacity - self.device_used, size, stream)
-                    return number
-                if size:
+                    if not self.goes_on:
+                        return number
+                elif size:
                     self.write_block("alloc", self.live[name])
             elif op == "free":
                 self.free(name)
@@ -162,6 +170,8 @@ class RecordingModel(Model):
 
     def free_blocks(self, pool: str, stream: int | None = None) -> list[Block]:
         found = super().free_blocks(pool, stream)
+        if stream is None and self.first_private is not None:
+            found = [block for block in found if block.segment.stream < self.first_private]
         if self.by_address:
             found.sort(key=lambda block: (block.segment.stream, block.size, self.address(block)))
         return found
@@ -224,8 +234,9 @@ def record(
     rules: str = "2.13",
     completion: str = "recorded",
     seed: int | None = None,
+    **more: Any,
 ) -> RecordingModel:
     """A model that has run `operations`, up to where it ran out of memory."""
-    model = RecordingModel(Conf.read(settings), capacity, rules, completion, seed)
+    model = RecordingModel(Conf.read(settings), capacity, rules, completion, seed, **more)
     model.record(operations)
     return model

@@ -51,7 +51,7 @@ class Bytestream {
   }
   Bytes size() {
     const unsigned what = next();
-    if (what >= 250) return (Bytes{1} << (what - 251) * 15) - static_cast<Bytes>(next());
+    if (what > 250) return (Bytes{1} << (what - 251) * 15) - static_cast<Bytes>(next());
     if (what >= 128) return static_cast<Bytes>(what - 127) * 2 * kMiB;
     return static_cast<Bytes>(what + 1) * (512 << next() % 16);
   }
