@@ -41,7 +41,7 @@ EVENTS: Final = (
 """Names by the codes of the column ``event``; the first are those of entries."""
 
 _LIVE, _RECORD_STREAM, _EMPTY_CACHE, _MARK = range(8, 12)
-_FIELDS: Final = {
+FIELDS: Final = {
     "order": "i8",
     "event": "u1",
     "owner": "i8",
@@ -68,7 +68,7 @@ class DeviceRows:
         final: blocks at the end, for their stacks.
 
     Attributes:
-        columns: those of `_FIELDS`, and ``time_us``.
+        columns: those of `FIELDS`, and ``time_us``.
         labels: texts that ``label`` numbers.
         live: allocations there were before the first entry.
         waits: streams that delayed frees must have waited for, which the file does not name; they
@@ -90,7 +90,7 @@ class DeviceRows:
         self.waits = self._add_waits()
         self._add_flushes()
         self._add_marks()
-        joined = {name: np.concatenate([part[name] for part in self._parts]) for name in _FIELDS}
+        joined = {name: np.concatenate([part[name] for part in self._parts]) for name in FIELDS}
         order = np.argsort(joined["order"], kind="stable")
         self.columns = {name: values[order] for name, values in joined.items()}
         self.columns["time_us"] = self._times(self.columns["order"])
@@ -102,7 +102,7 @@ class DeviceRows:
                 name: np.broadcast_to(
                     np.asarray(given.get(name, 0 if name in _ZERO else -1), dtype=dtype), (count,)
                 )
-                for name, dtype in _FIELDS.items()
+                for name, dtype in FIELDS.items()
             }
         )
 

@@ -29,6 +29,8 @@ from workbench.recorders.importers._snapshot_history import (
     NotReconstructible,
     build_history,
 )
+from workbench.recorders.importers._snapshot_host import DEVICE as HOST
+from workbench.recorders.importers._snapshot_host import HostRows
 from workbench.recorders.importers._snapshot_settings import settings_text
 from workbench.recorders.importers._snapshot_trace import EVENTS, DeviceRows, phases_and_steps
 from workbench.recorders.importers._source import Progress, Source
@@ -73,7 +75,6 @@ class _Importing:
             pointers += [entries.stream, final.segments["stream"]]
         self._streams = np.unique(np.concatenate(pointers))
         self._notes: list[str] = []
-        self._begins_in_midrun: list[str] = []
 
     def imported(self) -> Imported:
         if not self._file.devices:
@@ -82,21 +83,26 @@ class _Importing:
                 "turn recording on before the snapshot: torch.cuda.memory._record_memory_history()",
             )
         histories = [self._history(number, *parts) for number, parts in self._file.devices.items()]
-        rows = [
+        rows: list[DeviceRows | HostRows] = [
             DeviceRows(history, entries, final, len(self._streams))
             for history, (entries, final) in zip(
                 histories, self._file.devices.values(), strict=True
             )
         ]
-        columns, start = self._columns(histories, rows)
+        devices = [history.device for history in histories]
+        if self._file.host is not None and len(self._file.host[0]):
+            rows.append(HostRows(self._file.host[0]))
+            devices.append(HOST)
+            self._notes.append(
+                f"Pinned host memory is in the trace as device {HOST}, without a self-check."
+            )
+        columns, start = self._columns(devices, rows)
         waits = max((part.waits for part in rows), default=0)
         if waits:
             self._notes.append(
                 f"Some frees were completed later: they waited for other streams, which the file "
                 f"does not name; {waits} stand for them."
             )
-        if self._file.host is not None and len(self._file.host[0]):
-            self._notes.append("Entries of pinned host memory are in the file and were left out.")
         return Imported(
             columns=columns,
             metadata=self._metadata(histories, rows, start, waits),
@@ -123,7 +129,7 @@ class _Importing:
             ) from None
 
     def _columns(
-        self, histories: list[History], rows: list[DeviceRows]
+        self, devices: list[str], rows: list[DeviceRows | HostRows]
     ) -> tuple[dict[str, Any], int]:
         time_us = np.concatenate([part.columns["time_us"] for part in rows])
         order = np.argsort(time_us, kind="stable")
@@ -164,7 +170,7 @@ class _Importing:
             "event": text(event, EVENTS),
             "id": ids,
             "size": joined["size"],
-            "device": text(device, [history.device for history in histories]),
+            "device": text(device, devices),
             "stream": joined["stream"],
             "thread": np.zeros(len(order), dtype=np.int32),
             "pool": joined["pool"],
@@ -178,9 +184,16 @@ class _Importing:
         }, start
 
     def _metadata(
-        self, histories: list[History], rows: list[DeviceRows], start: int, waits: int
+        self,
+        histories: list[History],
+        rows: list[DeviceRows | HostRows],
+        start: int,
+        waits: int,
     ) -> dict[str, Any]:
         devices = {history.device: _about_device(history) for history in histories}
+        host = next((part for part in rows if isinstance(part, HostRows)), None)
+        if host is not None:
+            devices[HOST] = {"name": None, "capacity": None, "held_by_others": None}
         settings = self._file.settings or {}
         reasons = []
         lost = settings.get("trace_alloc_overflowed")
@@ -188,7 +201,7 @@ class _Importing:
         if lost:
             ring = f" of {most:,} entries" if type(most) is int and most > 0 else ""
             reasons.append(f"the recorded history was a ring{ring} that overflowed")
-        for history, part in zip(histories, rows, strict=True):
+        for history, part in zip(histories, rows, strict=False):
             if part.live or history.before.reserved:
                 reasons.append(
                     f"the history of {history.device} begins in mid-run: "
@@ -203,6 +216,7 @@ class _Importing:
             "complete": not reasons,
             "lost_events": lost if type(lost) is int and lost > 0 else 0,
             "lost_reason": "; ".join(reasons) or None,
+            "unmatched_frees": host.unmatched_frees if host is not None else 0,
             "recorded": list(devices),
             "not_recorded": ["cpu", "threads"],
             "start_wall_clock": self._start(start),
