@@ -214,30 +214,44 @@ def _learned(history: History, rules: str, learning: Literal["order", "size"]) -
     return attempt
 
 
+class _Lanes:
+    """Numbers of streams in which those of private pools, which share nothing, are others.
+
+    Attributes:
+        first_private: they are numbered from here on.
+    """
+
+    def __init__(self, history: History) -> None:
+        told = [
+            history.before.segments,
+            history.after.segments,
+            {"stream": history.stream, "pool": history.pool},
+        ]
+        self.first_private = int(max(one["stream"].max(initial=0) for one in told) + 1)
+        pairs = np.unique(np.concatenate([self._pairs(one) for one in told]))
+        self._private = pairs[pairs >= self.first_private]
+
+    def _pairs(self, columns: dict[str, Array]) -> Array:
+        pairs: Array = columns["pool"].astype(np.int64) * self.first_private + columns["stream"]
+        return pairs
+
+    def of(self, columns: dict[str, Array]) -> Array:
+        """The numbers, int32, of the columns ``stream`` and ``pool``."""
+        pairs = self._pairs(columns)
+        private = self.first_private + np.searchsorted(self._private, pairs)
+        lanes: Array = np.where(pairs < self.first_private, pairs, private).astype(np.int32)
+        return lanes
+
+
 def _run(
     history: History, attempt: _Attempt, state_at: int | None = None
 ) -> _engine.CheckedHistory:
-    streams = int(
-        max(history.stream.max(initial=0), history.before.segments["stream"].max(initial=0)) + 1
-    )
-    # A private pool's streams share nothing with others: they are streams of their own.
-    pairs = [
-        columns["pool"].astype(np.int64) * streams + columns["stream"]
-        for columns in (history.before.segments, {"stream": history.stream, "pool": history.pool})
-    ]
-    private = np.unique(np.concatenate(pairs))
-    private = private[private >= streams]
-
-    def lanes(pair: Array) -> Array:
-        numbered = streams + np.searchsorted(private, pair)
-        lane: Array = np.where(pair < streams, pair, numbered).astype(np.int32)
-        return lane
-
+    lanes = _Lanes(history)
     before = history.before
     segments = {
         "address": before.segments["address"],
         "size": before.segments["size"],
-        "stream": lanes(pairs[0]),
+        "stream": lanes.of(before.segments),
         "is_small": before.segments["is_small"].astype(np.uint8),
         "is_expandable": before.segments["is_expandable"].astype(np.uint8),
     }
@@ -259,9 +273,9 @@ def _run(
             "action": history.action,
             "address": history.address,
             "size": history.size,
-            "stream": lanes(pairs[1]),
+            "stream": lanes.of({"stream": history.stream, "pool": history.pool}),
         },
-        first_private=streams,
+        first_private=lanes.first_private,
         settings=attempt.settings,
         learning=attempt.learning,
         state_at=state_at,
@@ -315,19 +329,19 @@ def _described(history: History, difference: _engine.Difference) -> str:
 def _difference_at_end(history: History, found: _engine.CheckedHistory) -> str:
     """What differs between the state at the end and the recorded one; empty where nothing does."""
     wanted = history.after
-    made = found["segments"]
+    segments = wanted.segments | {"stream": _Lanes(history).of(wanted.segments)}
+    del segments["pool"]
     for what, one, other in (
-        ("segments", wanted.segments, made),
+        ("segments", segments, found["segments"]),
         ("blocks", wanted.blocks, _active(found["blocks"])),
     ):
-        names = ("address", "size") if what == "segments" else tuple(one)
         order = np.argsort(other["address"], kind="stable")
         if len(order) != len(one["address"]):
             return (
                 f"at the end there are {len(order):,} {what} in use, and the file has "
                 f"{len(one['address']):,}"
             )
-        for name in names:
+        for name in one:
             wrong = np.flatnonzero(other[name][order] != one[name])
             if wrong.size:
                 at = wrong[0]

@@ -59,6 +59,10 @@ def build_history(
     pool = entries.pool[kept]
     lives = _Lives(action, address, np.flatnonzero(kept))
     after = _state_after(final, streams)
+    if not lives.asks_first:
+        # Then it is not known which of those allocated here the program has freed already.
+        made = lives.address[lives.last == ALLOC]
+        after.blocks["state"][np.isin(after.blocks["address"], made)] = _ALLOCATED
     segments = _segments_before(
         after.segments, action, address, size, number_of_stream, pool, lives.place,
         _large_page(settings),

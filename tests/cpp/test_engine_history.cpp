@@ -265,6 +265,7 @@ TEST(starting_states_that_none_can_have_are_refused) {
   CHECK(refused([](History& h) { h.blocks[0].requested = mib(21); }, "overlap"));
   CHECK(refused([](History& h) { h.blocks[0].size = mib(21); }, "overlap"));
   CHECK(refused([](History& h) { h.blocks[0].size = -512; }, "size"));
+  CHECK(refused([](History& h) { h.blocks[0].size = mib(7); }, "less"));
   CHECK(refused([](History& h) { h.blocks[0].requested = kEiB; }, "size"));
   CHECK(refused([](History& h) { h.blocks[0].slack = kEiB; }, "size"));
   CHECK(refused([](History& h) { h.blocks[0].address += 1; }, "multiples"));

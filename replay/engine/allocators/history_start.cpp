@@ -162,6 +162,9 @@ void HistoryCheck::check_memory() const {
         std::max({block.size, block.slack, block.requested}) > kMostReserved) {
       throw InputError("the block " + at(block.address) + " has a size that none can have");
     }
+    if (block.size != 0 && block.size < block.requested) {
+      throw InputError("the block " + at(block.address) + " holds less than was asked for");
+    }
   }
   for (const RecordedEntry& entry : history_.entries) {
     check_stream(entry.stream);
