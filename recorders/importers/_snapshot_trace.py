@@ -212,12 +212,20 @@ class DeviceRows:
 
     def _add_flushes(self) -> None:
         """Runs of released segments with no request behind them: the program emptied the cache."""
-        action = self._history.action
-        releases = ((action == GONE) | (action == UNMAPPED)) & (self._history.pool == 0)
+        history = self._history
+        action = history.action
+        releases = ((action == GONE) | (action == UNMAPPED)) & (history.pool == 0)
         starts = np.flatnonzero(releases & ~np.concatenate([[False], releases[:-1]]))
         ends = np.flatnonzero(releases & ~np.concatenate([releases[1:], [False]]))
         behind = np.append(action, MARK)[ends + 1]
-        explicit = starts[~np.isin(behind, (MADE, MAPPED, OOM))]
+        takes = np.isin(behind, (MADE, MAPPED))
+        # A device that had room for more at another time would not have refused this much.
+        sign = np.isin(action, (MADE, MAPPED)).astype(np.int64) - releases
+        reserved = history.before.reserved + np.cumsum(sign * history.size)
+        before = np.concatenate([[history.before.reserved], reserved])
+        wanted = before[starts] + np.append(history.size, 0)[ends + 1]
+        had_room = takes & (wanted <= before.max())
+        explicit = starts[had_room | ~(takes | (behind == OOM))]
         self._add(order=2 * self._places[explicit] - 1, event=_EMPTY_CACHE)
 
     def _add_marks(self) -> None:

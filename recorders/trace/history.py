@@ -63,8 +63,9 @@ class History:
         device: its name in the trace, such as ``cuda:0``.
         action: uint8, codes of `ACTIONS`.
         address: uint64; of an ``oom``, the device's free bytes.
-        size: int64, bytes: as requested for ``alloc``, ``free_*`` and ``oom``; of the segment, or
-            of the piece of one, for the others.
+        size: int64, bytes: as requested for ``alloc``, ``free_*`` and ``oom``, which files tell
+            rounded (rounding it again changes nothing); of the segment, or of the piece of one,
+            for the others.
         stream: int32, numbers of streams in the order of the pointers that stand for them; 0 is
             the default stream.
         pool: int32, numbers of private pools; 0 is the default pool.
