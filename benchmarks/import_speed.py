@@ -6,6 +6,7 @@ python benchmarks/import_speed.py --gigabytes 1
 from __future__ import annotations
 
 import argparse
+import pickle
 import resource
 import subprocess
 import sys
@@ -79,32 +80,38 @@ def write_profile(path: Path, size: int) -> int:
     return 2 * number - _SLOTS
 
 
+def write_snapshot(path: Path, entries: int) -> int:
+    """Write a memory snapshot of at least `entries` entries; returns how many it has."""
+    from make_snapshot import snapshot_of_trace, synthetic
+
+    snapshot = snapshot_of_trace(synthetic(entries * 3 // 4, "train", 1), "", None)
+    with path.open("wb") as file:
+        pickle.dump(snapshot, file, protocol=4)
+    return max(map(len, snapshot["device_traces"]))
+
+
 def main() -> None:
     """Print seconds and peak memory of ``wb import``."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--gigabytes", type=float, default=1.0, help="size of the Chrome trace")
+    parser.add_argument("--snapshot", type=int, metavar="ENTRIES", help="a snapshot instead")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        profile = Path(folder) / "profile.json"
-        events = write_profile(profile, int(options.gigabytes * 1e9))
+        if options.snapshot:
+            made = Path(folder) / "snapshot.pickle"
+            what = f"{write_snapshot(made, options.snapshot):,} entries"
+        else:
+            made = Path(folder) / "profile.json"
+            what = f"{write_profile(made, int(options.gigabytes * 1e9)):,} memory events"
+        command = [sys.executable, "-P", "-m", "workbench", "import", made, "-o"]
         begin = time.perf_counter()
-        subprocess.run(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "workbench",
-                "import",
-                profile,
-                "-o",
-                f"{folder}/t.parquet",
-            ],
-            check=True,
-        )
+        subprocess.run([*command, f"{folder}/t.parquet"], check=True)
         seconds = time.perf_counter() - begin
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         print(
-            f"profile: {profile.stat().st_size / 1e9:.2f} GB, {events:,} memory events: "
+            f"{made.stem}: {made.stat().st_size / 1e9:.2f} GB, {what}: "
             f"{seconds:.1f} s, {peak / 1e9:.2f} GB of memory at the peak"
         )
 
