@@ -110,7 +110,7 @@ def test_each_device_has_a_verdict() -> None:
     assert [verdict.device for verdict in found] == ["cuda:0", "cuda:2"]
     entry = next(one for one in snapshot["device_traces"][2] if one["action"] == "alloc")
     entry["addr"] += 512
-    assert [verdict.kind for verdict in verdicts(snapshot)][0] == "exact"
+    assert verdicts(snapshot)[0].kind == "exact"
     assert not is_exact(snapshot)
 
 
