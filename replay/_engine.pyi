@@ -279,8 +279,8 @@ def check_history(
         entries: ``action`` (uint8), ``address`` (uint64), ``size`` (int64), ``stream`` (int32).
         first_private: streams from here on stand for those of private pools.
         settings: ``key:value,key:value``.
-        learning: ``nothing``, or take the record's word where the starting state leaves room: one of
-            two equal blocks came first in ``order``, or the other's ``size`` was smaller.
+        learning: ``nothing``, or take the record's word where the starting state leaves room: one
+            of two equal blocks came first in ``order``, or the other's ``size`` was smaller.
         state_at: the entry after which to list segments and blocks; None for the last.
 
     Raises:
