@@ -22,6 +22,7 @@ class AllocatorInfo(TypedDict):
     summary: str
     kind: Literal["cpu", "device"]
     settings: dict[str, str]
+    runs_plan: bool
     latency_source: str
     available: bool
     reason: str
@@ -70,10 +71,33 @@ class JournalColumns(TypedDict):
     stream: npt.NDArray[np.int32]  # the block's own
     event: npt.NDArray[np.int64]  # index of the event it happened in
 
+class Mismatch(TypedDict):
+    """The first place where a plan that must be met was not; `id` is the plan's."""
+
+    event: int
+    id: int
+    expected: str
+    got: str
+
+class PlanCounts(TypedDict):
+    """Allocations by where they came from, mismatches, and bytes."""
+
+    planned: int
+    unmanaged: int
+    other_threads: int
+    outside: int
+    mismatches: int
+    fallback: int
+    fallback_bytes: int
+    peak_fallback_bytes: int
+    arena_bytes: int
+
 class MemoryResult(TypedDict):
-    outcome: Literal["ok", "out_of_memory"]
+    outcome: Literal["ok", "out_of_memory", "plan_mismatch"]
     oom: OutOfMemory | None
     ooms: int
+    mismatch: Mismatch | None
+    plan: PlanCounts | None
     timeline: dict[str, npt.NDArray[np.int64]]
     peaks: dict[str, Peak]
     finals: dict[str, int]
@@ -96,12 +120,12 @@ class TimedResult(TypedDict):
     clock_cost_ns: float
     pass_ns: float
     digest: str | None
-    outcome: Literal["ok", "out_of_memory"]
+    outcome: Literal["ok", "out_of_memory", "plan_mismatch"]
 
 class ThroughputResult(TypedDict):
     ns: list[float]
     events: int
-    outcome: Literal["ok", "out_of_memory"]
+    outcome: Literal["ok", "out_of_memory", "plan_mismatch"]
 
 def allocators() -> list[AllocatorInfo]:
     """Every allocator that is not hidden, sorted by name."""
@@ -135,6 +159,7 @@ class Events:
         stream: n stream numbers from 0; -1 (all) only on `synchronize`.
         thread: n thread numbers.
         slot_count: from `assign_slots`.
+        step: n numbers of completed optimizer steps; None where they are not known.
 
     Raises:
         ValueError: columns of different lengths, or a value outside its range.
@@ -148,8 +173,118 @@ class Events:
         stream: npt.NDArray[np.int32],
         thread: npt.NDArray[np.int32],
         slot_count: int,
+        step: npt.NDArray[np.int32] | None = None,
     ) -> None: ...
     def __len__(self) -> int: ...
+
+class PlannerInfo(TypedDict):
+    name: str
+    summary: str
+
+def planners() -> list[PlannerInfo]:
+    """Every planner, sorted by name."""
+
+class Plan:
+    """Offsets in one arena for n allocations, which happen at times 0 … n - 1; checked.
+
+    Args:
+        size: n sizes in bytes, as requested.
+        end: n ends of lifetimes: the number of allocations before the free; -1 for unmanaged.
+        offset: n offsets in bytes; -1 for unmanaged.
+        alignment: of offsets, and of sizes where the arena is concerned; bytes.
+        thread: whose allocations these are.
+        steps: first step, and the step past the last; None for a whole trace.
+        planner: who made it.
+        seconds: that it took.
+
+    Raises:
+        ValueError: a value out of range, or two allocations that are alive together overlap; names
+            both ids.
+    """
+
+    def __init__(
+        self,
+        size: npt.NDArray[np.int64],
+        end: npt.NDArray[np.int64],
+        offset: npt.NDArray[np.int64],
+        *,
+        alignment: int = 64,
+        thread: int = 0,
+        steps: tuple[int, ...] | None = None,
+        planner: str = "",
+        seconds: float = 0.0,
+    ) -> None: ...
+    def __len__(self) -> int: ...
+    @property
+    def size(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def end(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def offset(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def alignment(self) -> int: ...
+    @property
+    def thread(self) -> int: ...
+    @property
+    def steps(self) -> tuple[int, int] | None: ...
+    @property
+    def height(self) -> int:
+        """Bytes of the arena: the greatest offset + size."""
+
+    @property
+    def lower_bound(self) -> int:
+        """Bytes below which no plan can be: the most alive at once, of the managed ones."""
+
+    @property
+    def planner(self) -> str: ...
+    @property
+    def seconds(self) -> float: ...
+
+def lifetimes(
+    events: Events, steps: tuple[int, int] | None = None, thread: int | None = None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], int]:
+    """Sizes and ends, as `Plan` takes them, of one thread's allocations of more than 0 bytes.
+
+    Args:
+        events: where they are.
+        steps: first step, and the step past the last; None for all events.
+        thread: whose; None for the thread that makes most.
+
+    Returns:
+        n sizes, n ends, and the thread.
+
+    Raises:
+        ValueError: there is no such step.
+    """
+
+def make_plan(
+    size: npt.NDArray[np.int64],
+    end: npt.NDArray[np.int64],
+    planner: str = "best",
+    alignment: int = 64,
+    seconds: float = 10.0,
+) -> Plan:
+    """A plan for lifetimes; see `Plan`.
+
+    Args:
+        planner: a name of `planners()`.
+        seconds: that planners which can give up may take.
+
+    Raises:
+        ValueError: an unknown planner, a value out of range, or no plan was found in time.
+    """
+
+def plan_buffers(
+    lower: npt.NDArray[np.int64],
+    upper: npt.NDArray[np.int64],
+    size: npt.NDArray[np.int64],
+    planner: str = "best",
+    seconds: float = 10.0,
+) -> npt.NDArray[np.int64] | None:
+    """n offsets for buffers alive in [lower, upper), at any times; None where there was no time.
+
+    Sizes are taken as they are, and nothing is checked.
+    """
 
 class Replay:
     """One cell: events against an allocator on a backend; each pass makes both afresh.
@@ -162,6 +297,7 @@ class Replay:
         capacity: bytes the backend has; None for unlimited.
         completion: "recorded", "immediate", "never" or "delay:EVENTS".
         after_oom: "stop", or "continue", which skips later events of the failed id.
+        plan: for an allocator that runs one; None for one made of the events as `settings` say.
 
     Raises:
         ValueError: an unknown name, setting or value.
@@ -177,7 +313,12 @@ class Replay:
         capacity: int | None = None,
         completion: str = "recorded",
         after_oom: str = "stop",
+        plan: Plan | None = None,
     ) -> None: ...
+    @property
+    def plan(self) -> Plan | None:
+        """What an allocator that runs a plan runs; None for others."""
+
     @property
     def warnings(self) -> list[str]:
         """One sentence each, without a full stop, about settings that do nothing or hurt."""

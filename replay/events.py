@@ -29,7 +29,14 @@ _NUMBERS = {
 }
 _TEXTS = {"event": "u1", "device": "i4", "phase": "i4", "scope": "i4"}
 COLUMNS = [*_NUMBERS, *_TEXTS]
-ENGINE_COLUMNS = {"op": "u1", "slot": "i4", "size": "i8", "stream": "i4", "thread": "i4"}
+ENGINE_COLUMNS = {
+    "op": "u1",
+    "slot": "i4",
+    "size": "i8",
+    "stream": "i4",
+    "thread": "i4",
+    "step": "i4",
+}
 
 
 class _Codes:

@@ -21,6 +21,7 @@ RESERVED_MEANING = {
     "direct": "bytes held, each block rounded up to 512 on a device",
     "cpu-caching": "all bytes taken from the system",
     "caching": "bytes of all segments taken from the device",
+    "plan": "the arena and what is held beside it",
 }
 
 Tables = dict[str, dict[str, Any]]
@@ -176,6 +177,14 @@ def out_of_memory_fields(memory: Mapping[str, Any], traffic: Traffic) -> dict[st
     if oom is None:
         return None
     return {**oom, **_moment(oom["event"], traffic), "count": memory["ooms"]}
+
+
+def mismatch_fields(memory: Mapping[str, Any], traffic: Traffic) -> dict[str, Any] | None:
+    """The field ``outcome.mismatch``; its event is a row of the trace."""
+    mismatch = memory["mismatch"]
+    if mismatch is None:
+        return None
+    return {**mismatch, **_moment(mismatch["event"], traffic)}
 
 
 def _moment(index: int | None, traffic: Traffic) -> dict[str, int | None]:

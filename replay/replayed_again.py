@@ -12,6 +12,7 @@ import pandas as pd
 from workbench.common.errors import BrokenFileError, RunError, UsageError
 from workbench.replay import _engine
 from workbench.replay.events import Array, LoadedTrace, Traffic, load_trace
+from workbench.replay.plans import read_plan
 from workbench.replay.snapshot import Snapshot
 from workbench.replay.stacks import read_stacks
 
@@ -36,6 +37,7 @@ class ReplayedAgain:
             )
         self._loaded, self._traffic = _trace_of(info)
         settings = info["allocator"]["settings"]
+        is_from_file = info["allocator"]["name"] == "plan" and "file" in settings
         self._replay = _engine.Replay(
             self._traffic.events(),
             info["allocator"]["name"],
@@ -44,6 +46,7 @@ class ReplayedAgain:
             capacity=info["capacity"]["bytes"],
             completion=info["completion"],
             after_oom=info.get("after_oom", "stop"),
+            plan=read_plan(settings["file"])[0] if is_from_file else None,
         )
 
     def at(self, event: SupportsIndex | str) -> Snapshot:
@@ -64,9 +67,12 @@ class ReplayedAgain:
                 f"workbench {info['versions'].get('workbench')}); replay the trace again"
             )
         if found["blocks"] is None:
+            outcome = info["outcome"]
+            ended = outcome["oom"] or outcome.get("mismatch")
             raise UsageError(
-                f"event {row} was not reached: the replay of {info['label']} ended out of memory "
-                f"at event {info['outcome']['oom']['event']}"
+                f"event {row} was not reached: the replay of {info['label']} ended "
+                f"{'out of memory' if outcome['oom'] else 'in a plan mismatch'} at event "
+                f"{ended['event']}"
             )
         return snapshot_of(self._loaded, self._traffic, index, found["blocks"], self._info["label"])
 

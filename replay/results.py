@@ -80,6 +80,11 @@ _COUNTED = ("requested", "live_requested", "allocated", "active", "reserved")
 _PEAK = {"bytes": int, "event": _Null(int), "time_ns": _Null(int)}
 # The parts of reserved memory, in the order in which they are shown; they add up to it.
 WATERFALL = ("live_requested", "rounding", "pending", "stranded", "cached")
+# How a plan served its traffic: allocations by where they came from, mismatches, bytes.
+SERVED = (
+    *("planned", "unmanaged", "other_threads", "outside", "mismatches", "fallback"),
+    *("fallback_bytes", "peak_fallback_bytes", "arena_bytes"),
+)
 _SLOW_CALL = {
     "event": int,
     "kind": str,
@@ -126,7 +131,28 @@ _RESULT: dict[str, Any] = {
                 "waterfall?": dict.fromkeys(WATERFALL, int),
             }
         ),
+        "mismatch?": _Null(
+            {
+                "event": _Null(int),
+                "time_ns": _Null(int),
+                "id": int,
+                "expected": str,
+                "got": str,
+            }
+        ),
     },
+    "plan?": _Null(
+        {
+            "planner": str,
+            **dict.fromkeys(("allocations", "managed", "unmanaged", "unmanaged_bytes"), int),
+            **dict.fromkeys(("height_bytes", "lower_bound_bytes", "alignment", "thread"), int),
+            "ratio": _Null(_NUMBER),
+            "seconds": _NUMBER,
+            "steps": _Null([int]),
+            "file": _Null(str),
+            "served": _Null(_Each(int, dict.fromkeys(SERVED, int))),
+        }
+    ),
     "memory": _Null(
         {
             "peaks": dict.fromkeys(_COUNTED, _PEAK),

@@ -27,9 +27,11 @@ from workbench.replay.cell import (
 )
 from workbench.replay.events import LoadedTrace, Traffic, load_trace
 from workbench.replay.machine import describe_machine, noise_warnings, package_versions
+from workbench.replay.plans import plan_facts, plan_of_cell, read_plan
 from workbench.replay.processes import WORKER_COMMAND, RunOutcome, run_worker, scratch_folder
 from workbench.replay.result_writer import check_free, prepare_output, write_result
 from workbench.replay.results import FORMAT_VERSION, CellResult
+from workbench.replay.worker import save_plan
 
 REPEAT = 10
 LEAST_REPEAT = 3
@@ -86,6 +88,14 @@ class Session:
     errors: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """A plan that all processes of a cell run, in a file, and what there is to say of it."""
+
+    file: Path
+    facts: dict[str, Any]
+
+
 @dataclass
 class _Job:
     """One cell on its way: what it needs and what its processes have measured."""
@@ -96,6 +106,7 @@ class _Job:
     events: Path
     folder: Path
     unavailable: str | None
+    plan: _Plan | None = None
     memory: dict[str, Any] | None = None
     arrays: Path | None = None
     runs: list[dict[str, Any]] = field(default_factory=list)
@@ -197,7 +208,10 @@ def _check_settings(text: str, spec: AllocatorSpec, backend: str) -> None:
     columns = {name: np.empty(0, dtype=dtype) for name, dtype in none.items()}
     try:
         events = _engine.Events(**columns, slot_count=0)
-        _engine.Replay(events, spec.name, spec.settings, backend=backend).memory(1)
+        plan = None
+        if "file" in spec.settings_by_key() and spec.name == "plan":
+            plan = read_plan(spec.settings_by_key()["file"])[0]
+        _engine.Replay(events, spec.name, spec.settings, backend=backend, plan=plan).memory(1)
     except ValueError as error:
         raise UsageError(f"--allocator {text}: {error}") from None
 
@@ -247,6 +261,9 @@ def _make_jobs(
                         events=events,
                         folder=output / cell.name(trace_name(loaded.path)),
                         unavailable=reasons[0] if reasons else None,
+                        plan=_plan(traffic, spec, scratch / f"plan-{len(jobs)}.npz")
+                        if info["runs_plan"] and not reasons
+                        else None,
                     )
                 )
     _check_folders(jobs, options)
@@ -258,6 +275,16 @@ def _prepare(loaded: LoadedTrace, device: str, folder: Path) -> tuple[Traffic, P
     folder.mkdir()
     traffic.save(folder)
     return traffic, folder
+
+
+def _plan(traffic: Traffic, spec: AllocatorSpec, file: Path) -> _Plan:
+    try:
+        plan = plan_of_cell(traffic, spec)
+    except UsageError as error:
+        raise UsageError(f"--allocator {spec.label}: {error}") from None
+    save_plan(plan, file)
+    facts = plan_facts(plan)
+    return _Plan(file, {**facts, "file": spec.settings_by_key().get("file")})
 
 
 def _check_folders(jobs: Sequence[_Job], options: Options) -> None:
@@ -310,6 +337,7 @@ def _run_once(job: _Job, options: Options, scratch: Path, *, memory: bool) -> No
             "after_oom": job.cell.after_oom,
         },
         "memory": memory,
+        "plan": job.plan and str(job.plan.file),
     }
     started = time.monotonic()
     outcome = run_worker(task, folder, options.timeout, options.worker_command)
@@ -371,6 +399,7 @@ def _result(
         "completion": cell.completion,
         "after_oom": cell.after_oom,
         "outcome": _outcome(job, memory),
+        "plan": job.plan and {**job.plan.facts, "served": dict(memory["plan"]) if memory else None},
         "memory": memory
         and measurement.memory_fields(memory, tables.get("blocks", {}), cell, traffic),
         "latency": measurement.latency_fields(job.runs, traffic, cell.latency_source, options.seed)
@@ -407,6 +436,14 @@ def _outcome(job: _Job, memory: dict[str, Any] | None) -> dict[str, Any]:
             + ("" if left is None else f", {format_bytes(left)} left on the device")
         )
         return {"status": "out_of_memory", "reason": reason, "oom": oom}
+    mismatch = measurement.mismatch_fields(memory, job.traffic) if memory else None
+    if mismatch is not None:
+        reason = (
+            f"plan mismatch at row {mismatch['event']} of the trace: of id {mismatch['id']} the "
+            f"plan expects {mismatch['expected']}, and the trace has {mismatch['got']}; "
+            "on_mismatch:fallback goes on and counts"
+        )
+        return {"status": "plan_mismatch", "reason": reason, "oom": None, "mismatch": mismatch}
     return {"status": "ok", "reason": None, "oom": None}
 
 

@@ -34,6 +34,13 @@ def measure(events: Any, task: dict[str, Any]) -> dict[str, Any]:
             "status": "crashed",
             "reason": f"the engine stopped: {type(error).__name__}: {error}",
         }
+    mismatch = found["mismatch"]
+    if mismatch is not None:
+        return {
+            "status": "refused",
+            "reason": f"plan mismatch: of id {mismatch['id']} the plan expects "
+            f"{mismatch['expected']}, and the trace has {mismatch['got']}",
+        }
     calls = found["driver_calls"]
     return {
         "status": found["outcome"],

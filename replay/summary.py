@@ -201,6 +201,8 @@ def notes(results: Sequence[CellResult], left_out: Iterable[tuple[str, str]] = (
                 "Latencies include two clock reads, which cost "
                 f"{format_duration(info['harness']['clock_cost_ns'])} here."
             ] = None
+        if info.get("plan"):
+            found[_plan_note(info["label"], info["plan"])] = None
         if info["outcome"]["reason"]:
             found[f"{info['label']}: {info['outcome']['reason']}."] = None
     for name, reason in left_out:
@@ -215,6 +217,27 @@ def notes(results: Sequence[CellResult], left_out: Iterable[tuple[str, str]] = (
             )
         )
     return _one_clock_note(found)
+
+
+def _plan_note(label: str, plan: Mapping[str, Any]) -> str:
+    """How good a plan is and how its traffic kept to it."""
+    ratio = "" if plan["ratio"] is None else f", {plan['ratio']:.4f} of the lower bound"
+    said = [f"{label}: {plan['managed']:,} planned in {format_bytes(plan['height_bytes'])}{ratio}"]
+    served = plan["served"] or {}
+    for name, text in (
+        ("unmanaged", "not freed within the plan"),
+        ("other_threads", "by other threads"),
+        ("outside", "before the plan begins"),
+    ):
+        if served.get(name):
+            said.append(f"{served[name]:,} allocations {text} came from raw memory")
+    if served.get("mismatches") or served.get("fallback"):
+        said.append(
+            f"{served['mismatches']:,} mismatches sent {served['fallback']:,} allocations of "
+            f"{format_bytes(served['fallback_bytes'])} to raw memory, at most "
+            f"{format_bytes(served['peak_fallback_bytes'])} at once"
+        )
+    return "; ".join(said) + "."
 
 
 def _one_clock_note(found: Iterable[str]) -> list[str]:

@@ -41,12 +41,39 @@ def load_events(folder: Path, slot_count: int) -> tuple[Any, dict[str, np.ndarra
     """The engine's events in `folder`, and their columns, mapped from what `Traffic.save` wrote."""
     columns = {
         name: np.load(folder / f"{name}.npy", mmap_mode="r")
-        for name in ("op", "slot", "size", "stream", "thread")
+        for name in ("op", "slot", "size", "stream", "thread", "step")
     }
     for column in columns.values():
         # Bring the pages in now: their faults belong to no call.
         column.max(initial=0)
     return _engine.Events(**columns, slot_count=slot_count), columns
+
+
+def load_plan(path: Path) -> _engine.Plan:
+    """A plan that `save_plan` wrote."""
+    with np.load(path) as file:
+        steps = tuple(file["steps"].tolist()) or None
+        return _engine.Plan(
+            file["size"],
+            file["end"],
+            file["offset"],
+            alignment=int(file["alignment"]),
+            thread=int(file["thread"]),
+            steps=steps,
+        )
+
+
+def save_plan(plan: _engine.Plan, path: Path) -> None:
+    """Write what is needed to run `plan`; `path` ends in ``.npz``."""
+    np.savez(
+        path,
+        size=plan.size,
+        end=plan.end,
+        offset=plan.offset,
+        alignment=plan.alignment,
+        thread=plan.thread,
+        steps=np.array(plan.steps or (), dtype=np.int64),
+    )
 
 
 def _latency(timed: _engine.TimedResult, columns: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -135,12 +162,14 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         task: ``events`` (folder), ``slot_count``, ``replay`` (arguments of the engine's Replay),
+            ``plan`` (file, where the allocator runs one: every process the same),
             ``memory`` (whether to make the memory pass or the timed ones), ``output`` (folder).
             The memory pass has a process of its own: what timed passes leave in the heap would
             hide the growth of resident memory, and what it leaves would warm their cold state.
     """
     events, columns = load_events(Path(task["events"]), task["slot_count"])
-    replay = _engine.Replay(events, **task["replay"])
+    plan = load_plan(Path(task["plan"])) if task.get("plan") else None
+    replay = _engine.Replay(events, **task["replay"], plan=plan)
     if task["memory"]:
         idle = _throughput(_engine.Replay(events, "null", backend="simulated"), "cold")
         memory = _memory(replay, Path(task["output"]))

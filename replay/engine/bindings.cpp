@@ -1,6 +1,7 @@
 // The engine's Python face. Only bindings*.cpp know nanobind.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -8,7 +9,9 @@
 #include <utility>
 
 #include "bindings_columns.h"
+#include "bindings_events.h"
 #include "core/clock.h"
+#include "planners/planner.h"
 #include "replayer/replay.h"
 
 namespace nb = nanobind;
@@ -17,29 +20,9 @@ using namespace nb::literals;
 namespace workbench {
 
 void bind_history(nb::module_& m);  // bindings_history.cpp
+void bind_plan(nb::module_& m);     // bindings_plan.cpp
 
 namespace {
-
-struct PyEvents {
-  PyEvents(Column<std::uint8_t> op_column, Column<std::int32_t> slot_column,
-           Column<std::int64_t> size_column, Column<std::int32_t> stream_column,
-           Column<std::int32_t> thread_column, std::int32_t slot_count)
-      : op(std::move(op_column)),
-        slot(std::move(slot_column)),
-        size(std::move(size_column)),
-        stream(std::move(stream_column)),
-        thread(std::move(thread_column)),
-        events{view(op), view(slot), view(size), view(stream), view(thread), slot_count} {
-    check_events(events);
-  }
-
-  const Column<std::uint8_t> op;
-  const Column<std::int32_t> slot;
-  const Column<std::int64_t> size;
-  const Column<std::int32_t> stream;
-  const Column<std::int32_t> thread;
-  const Events events;
-};
 
 nb::tuple py_assign_slots(const Column<std::uint8_t>& op, const Column<std::int64_t>& id) {
   std::vector<std::int32_t> slots(op.size());
@@ -66,7 +49,10 @@ State parse_state(const std::string& text) {
   throw InputError("state '" + text + "' is unknown; use cold or steady");
 }
 
-const char* outcome(bool out_of_memory) { return out_of_memory ? "out_of_memory" : "ok"; }
+const char* outcome(bool out_of_memory, bool mismatched) {
+  if (mismatched) return "plan_mismatch";
+  return out_of_memory ? "out_of_memory" : "ok";
+}
 
 nb::object capacity_or_none(Bytes bytes) {
   return bytes == kUnlimited ? nb::none() : nb::object(nb::int_(bytes));
@@ -94,6 +80,31 @@ nb::object oom_dict(const std::optional<OutOfMemory>& oom) {
   result["largest_free"] = oom->largest_free;
   result["device_free"] = capacity_or_none(oom->device_free);
   result["waterfall"] = waterfall_dict(oom->waterfall);
+  return result;
+}
+
+nb::object mismatch_dict(const std::optional<PlanMismatch>& mismatch) {
+  if (!mismatch) return nb::none();
+  nb::dict result;
+  result["event"] = mismatch->event;
+  result["id"] = mismatch->id;
+  result["expected"] = mismatch->expected;
+  result["got"] = mismatch->got;
+  return result;
+}
+
+nb::object plan_dict(const std::optional<PlanStatistics>& plan) {
+  if (!plan) return nb::none();
+  nb::dict result;
+  result["planned"] = plan->planned;
+  result["unmanaged"] = plan->unmanaged;
+  result["other_threads"] = plan->other_threads;
+  result["outside"] = plan->outside;
+  result["mismatches"] = plan->mismatches;
+  result["fallback"] = plan->fallback;
+  result["fallback_bytes"] = plan->fallback_bytes;
+  result["peak_fallback_bytes"] = plan->peak_fallback;
+  result["arena_bytes"] = plan->arena;
   return result;
 }
 
@@ -226,9 +237,11 @@ nb::dict memory_dict(const MemoryResult& result, bool full, bool has_memory) {
   counters["device_frees"] = result.statistics.device_frees;
 
   nb::dict answer;
-  answer["outcome"] = outcome(result.oom.has_value());
+  answer["outcome"] = outcome(result.oom.has_value(), result.mismatch.has_value());
   answer["oom"] = oom_dict(result.oom);
   answer["ooms"] = result.ooms;
+  answer["mismatch"] = mismatch_dict(result.mismatch);
+  answer["plan"] = plan_dict(result.plan);
   answer["timeline"] = full ? full_columns(result.rows) : bucket_columns(result.timeline);
   answer["peaks"] = peaks;
   answer["finals"] = finals;
@@ -252,13 +265,14 @@ class PyReplay {
  public:
   PyReplay(const PyEvents& events, std::string allocator, std::string settings, std::string backend,
            std::optional<Bytes> capacity, const std::string& completion,
-           const std::string& after_oom)
+           const std::string& after_oom, std::shared_ptr<const Plan> plan)
       : replay_(events.events,
                 {.allocator = std::move(allocator),
                  .settings = std::move(settings),
                  .backend = std::move(backend),
                  .backend_options = {capacity.value_or(kUnlimited), Completion::parse(completion)},
-                 .continue_after_oom = after_oom == "continue"}) {
+                 .continue_after_oom = after_oom == "continue",
+                 .plan = std::move(plan)}) {
     if (capacity && *capacity <= 0) throw InputError("capacity must be above 0 bytes");
     if (after_oom != "stop" && after_oom != "continue") {
       throw InputError("after_oom '" + after_oom + "' is unknown; use stop or continue");
@@ -299,7 +313,7 @@ class PyReplay {
     answer["clock_cost_ns"] = clock_costs().pair_ns;
     answer["digest"] = digest ? nb::object(nb::str(result.digest.c_str())) : nb::none();
     answer["pass_ns"] = result.nanoseconds;
-    answer["outcome"] = outcome(result.out_of_memory);
+    answer["outcome"] = outcome(result.out_of_memory, result.mismatched);
     return answer;
   }
 
@@ -314,11 +328,12 @@ class PyReplay {
     nb::dict answer;
     answer["ns"] = result.nanoseconds;
     answer["events"] = replay_.events().count();
-    answer["outcome"] = outcome(result.out_of_memory);
+    answer["outcome"] = outcome(result.out_of_memory, result.mismatched);
     return answer;
   }
 
   std::vector<std::string> warnings() const { return replay_.warnings(); }
+  std::shared_ptr<const Plan> plan() const { return replay_.plan(); }
 
  private:
   const Replay replay_;
@@ -335,6 +350,7 @@ nb::list list_allocators() {
     item["summary"] = entry.summary;
     item["kind"] = entry.kind == AllocatorKind::kCpu ? "cpu" : "device";
     item["settings"] = settings;
+    item["runs_plan"] = entry.runs_plan;
     item["latency_source"] = "ours";
     item["available"] = true;
     item["reason"] = "";
@@ -365,7 +381,8 @@ nb::list list_backends() {
 NB_MODULE(_engine, m) {
   using namespace workbench;
   m.doc() = "The replay engine.";
-  for (const std::string& fault : {allocator_registry().fault(), backend_registry().fault()}) {
+  for (const std::string& fault :
+       {allocator_registry().fault(), backend_registry().fault(), planner_registry().fault()}) {
     if (!fault.empty()) throw nb::import_error(fault.c_str());
   }
 
@@ -384,20 +401,24 @@ NB_MODULE(_engine, m) {
   m.def("assign_slots", &py_assign_slots, "op"_a, "id"_a);
 
   bind_history(m);
+  bind_plan(m);
 
   nb::class_<PyEvents>(m, "Events")
       .def(nb::init<Column<std::uint8_t>, Column<std::int32_t>, Column<std::int64_t>,
-                    Column<std::int32_t>, Column<std::int32_t>, std::int32_t>(),
-           "op"_a, "slot"_a, "size"_a, "stream"_a, "thread"_a, "slot_count"_a)
+                    Column<std::int32_t>, Column<std::int32_t>, std::int32_t,
+                    std::optional<Column<std::int32_t>>>(),
+           "op"_a, "slot"_a, "size"_a, "stream"_a, "thread"_a, "slot_count"_a,
+           "step"_a = nb::none())
       .def("__len__", [](const PyEvents& events) { return events.events.count(); });
 
   nb::class_<PyReplay>(m, "Replay")
       .def(nb::init<const PyEvents&, std::string, std::string, std::string, std::optional<Bytes>,
-                    const std::string&, const std::string&>(),
+                    const std::string&, const std::string&, std::shared_ptr<const Plan>>(),
            "events"_a, "allocator"_a, "settings"_a = "", nb::kw_only(), "backend"_a,
            "capacity"_a = nb::none(), "completion"_a = "recorded", "after_oom"_a = "stop",
-           nb::keep_alive<1, 2>())
+           "plan"_a = nb::none(), nb::keep_alive<1, 2>())
       .def_prop_ro("warnings", &PyReplay::warnings)
+      .def_prop_ro("plan", &PyReplay::plan)
       .def("memory", &PyReplay::memory, "buckets"_a = 20000, "full"_a = false,
            "blocks_at"_a = nb::none(), "verify"_a = false, "journal"_a = false,
            "progress"_a = nb::none())

@@ -60,8 +60,9 @@ def test_a_replay_prints_tables_notes_and_the_next_command(
         "direct",
         "caching",
         "cpu-caching",
+        "plan",
     }
-    assert len(load_results([tmp_path / "results"])) == 3
+    assert len(load_results([tmp_path / "results"])) == 4
 
 
 def test_json_is_one_document_and_the_page_is_written_too(

@@ -82,8 +82,12 @@ def test_statistics_hold_at_every_event(
         assert (rows["device_used"] <= capacity).all()
     else:
         assert memory["outcome"] == "ok"
-    for name in ("requested", "allocated", "active", "reserved", "segments", "device_used"):
+    for name in ("requested", "allocated", "active"):
         assert rows[name][-1] == 0
+    # A plan's arena stays for the next time; nothing else does.
+    arena = memory["plan"]["arena_bytes"] if memory["plan"] else 0
+    assert (rows["reserved"][-1], rows["segments"][-1]) == (arena, int(arena > 0))
+    assert (rows["device_used"][-1] == 0) == (arena == 0)
     assert memory["digest"] == made.timed("cold")["digest"]
 
 

@@ -44,9 +44,11 @@ Registry<AllocatorEntry>& allocator_registry() {
 }
 
 std::unique_ptr<Allocator> make_allocator(std::string_view name, std::string_view settings,
-                                          Backend& backend) {
+                                          Backend& backend, std::shared_ptr<const Plan> plan) {
   const AllocatorEntry& entry = allocator_registry().get(name);
-  return entry.create(backend, Settings(settings, name, entry.settings));
+  Settings parsed(settings, name, entry.settings);
+  parsed.set_plan(std::move(plan));
+  return entry.create(backend, parsed);
 }
 
 }  // namespace workbench

@@ -57,6 +57,19 @@ struct BlockView {
 struct Program;
 struct Timed;
 
+// How far traffic was from the plan it was served by.
+struct PlanStatistics {
+  std::int64_t planned = 0;        // allocations served from the arena
+  std::int64_t unmanaged = 0;      // not freed while the plan was made: from raw memory
+  std::int64_t other_threads = 0;  // of a thread that is not planned, likewise
+  std::int64_t outside = 0;        // before the plan's first step, likewise
+  std::int64_t mismatches = 0;
+  std::int64_t fallback = 0;  // allocations that mismatches sent to raw memory
+  Bytes fallback_bytes = 0;   // all of them together
+  Bytes peak_fallback = 0;    // the most alive at once
+  Bytes arena = 0;
+};
+
 // An allocator derives from Replayed<itself> (walk.h).
 class Allocator {
  public:
@@ -92,6 +105,13 @@ class Allocator {
   virtual std::vector<std::string> warnings() const { return {}; }
   // Whether the next free of this block is complete only when other streams are done.
   virtual bool delays_free(const void*) const { return false; }
+  // The program begins (again), or comes to an end: the frees that follow are not its own.
+  virtual void program_begins() {}
+  virtual void program_ends() {}
+  // `step` optimizer steps are complete; also told when the program begins, where steps are known.
+  virtual void step_begins(std::int32_t) {}
+  // Null but for allocators that run a plan.
+  virtual const PlanStatistics* plan_statistics() const { return nullptr; }
   // From here on, segments and delayed frees are written into `journal`, which must outlive it.
   void keep_journal(Journal* journal) { journal_ = journal; }
   // Why the last call took as long as it did.
@@ -122,12 +142,15 @@ struct AllocatorEntry {
   std::vector<SettingHelp> settings = {};
   // Left out of lists and of `all`; can be used by name.
   bool hidden = false;
+  // Whether it is given a plan, made of what it is to serve where there is no other.
+  bool runs_plan = false;
 };
 
 Registry<AllocatorEntry>& allocator_registry();
 
 // A fresh allocator; throws InputError for an unknown name or setting.
 std::unique_ptr<Allocator> make_allocator(std::string_view name, std::string_view settings,
-                                          Backend& backend);
+                                          Backend& backend,
+                                          std::shared_ptr<const Plan> plan = nullptr);
 
 }  // namespace workbench

@@ -3,11 +3,13 @@
 //   EngineError              a fault of the program or of an allocator
 //   ├── DoubleFreeError      a block that is already free was freed
 //   ├── ForeignPointerError  an address no allocation starts at
-//   └── DamagedBlockError    a live block's bytes changed under its owner
+//   ├── DamagedBlockError    a live block's bytes changed under its owner
+//   └── PlanMismatchError    the traffic is not what the plan was made of
 //   InputError               an unknown name, setting or value, or events that contradict
 //   themselves
 #pragma once
 
+#include <cstdint>
 #include <stdexcept>
 #include <string>
 
@@ -31,6 +33,20 @@ class ForeignPointerError : public EngineError {
 class DamagedBlockError : public EngineError {
  public:
   using EngineError::EngineError;
+};
+
+class PlanMismatchError : public EngineError {
+ public:
+  PlanMismatchError(std::int64_t at_id, const std::string& was_expected, const std::string& was_got)
+      : EngineError("id " + std::to_string(at_id) + ": the plan expects " + was_expected +
+                    ", got " + was_got),
+        id(at_id),
+        expected(was_expected),
+        got(was_got) {}
+
+  const std::int64_t id;  // of the plan
+  const std::string expected;
+  const std::string got;
 };
 
 class InputError : public std::invalid_argument {

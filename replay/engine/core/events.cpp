@@ -124,7 +124,7 @@ std::int32_t assign_slots(std::span<const std::uint8_t> op, std::span<const std:
 void check_events(const Events& events) {
   const std::size_t n = events.count();
   if (events.slot.size() != n || events.size.size() != n || events.stream.size() != n ||
-      events.thread.size() != n) {
+      events.thread.size() != n || (!events.step.empty() && events.step.size() != n)) {
     throw InputError("the event columns differ in length; pass one value of each for every event");
   }
   if (events.slot_count < 0)

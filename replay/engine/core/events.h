@@ -45,6 +45,8 @@ struct Events {
   std::span<const StreamId> stream;
   std::span<const ThreadId> thread;
   std::int32_t slot_count = 0;
+  // Optimizer steps completed so far; empty where that is not told.
+  std::span<const std::int32_t> step = {};
 
   std::size_t count() const { return op.size(); }
   Op op_at(std::size_t event) const { return static_cast<Op>(op[event]); }

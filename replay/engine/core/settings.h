@@ -2,10 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
+
+#include "core/plan.h"
 
 namespace workbench {
 
@@ -32,6 +36,10 @@ class Settings {
   // Throws InputError: the value of `key` will not do, and what would.
   [[noreturn]] void refuse(std::string_view key, const std::string& remedy) const;
 
+  // Of an allocator that runs one (AllocatorEntry::runs_plan); null where there is none.
+  const std::shared_ptr<const Plan>& plan() const { return plan_; }
+  void set_plan(std::shared_ptr<const Plan> plan) { plan_ = std::move(plan); }
+
   // Nothing where the text is anything else.
   static std::optional<std::int64_t> parse_whole_number(std::string_view text);
 
@@ -42,6 +50,7 @@ class Settings {
   };
   std::string allocator_;
   std::vector<Entry> entries_;
+  std::shared_ptr<const Plan> plan_;
 };
 
 }  // namespace workbench

@@ -34,6 +34,7 @@ class MemoryObserver {
 
   template <class Call>
   void call(std::size_t event, const Allocator&, Call&& make) {
+    current_ = event;
     journal_.begin_event(event);
     make();
     digest_.called();
@@ -114,6 +115,9 @@ class MemoryObserver {
     if (options_.blocks_at == event) result_.blocks = blocks();
   }
 
+  // The last event at which the allocator was called.
+  std::size_t current() const { return current_; }
+
   // After the last event: what the program left must be whole too.
   void finish() {
     pattern_.check_all();
@@ -184,6 +188,7 @@ class MemoryObserver {
   std::vector<Block> blocks_;     // by slot, for the journal
   const Block* frees_ = nullptr;  // whose free is under way and will be complete at its end
   Bytes live_requested_ = 0;
+  std::size_t current_ = 0;
   std::size_t buckets_;
   std::int64_t bucket_end_ = 0;
   Bytes active_at_peak_ = 0;  // active bytes at the event of the peak of reserved
@@ -198,13 +203,17 @@ MemoryResult Replay::memory(const MemoryOptions& options, const Checkpoint& chec
                      " have no bytes to verify; use the host backend");
   }
   MemoryResult result;
-  Run run(events_, completed_streams_, options_);
+  Run run(events_, completed_streams_, step_starts_, options_);
   MemoryObserver observer(events_, options, run, result);
   const ResidentGrowth growth;
   const PageFaults before = page_faults();
-  run.in_chunks(kChunk, checkpoint, [&](std::size_t begin, std::size_t end) {
-    return walk(run.allocator(), run.program(), observer, begin, end);
-  });
+  try {
+    run.in_chunks(kChunk, checkpoint, [&](std::size_t begin, std::size_t end) {
+      return walk(run.allocator(), run.program(), observer, begin, end);
+    });
+  } catch (const PlanMismatchError& error) {
+    result.mismatch = PlanMismatch{observer.current(), error.id, error.expected, error.got};
+  }
   checkpoint(events_.count());
   const PageFaults after = page_faults();
   result.rss_growth = growth.peak();
@@ -212,6 +221,7 @@ MemoryResult Replay::memory(const MemoryOptions& options, const Checkpoint& chec
   result.major_faults = after.major - before.major;
   result.statistics = run.allocator().statistics();
   result.driver_calls = run.backend().driver_calls();
+  if (const PlanStatistics* plan = run.allocator().plan_statistics()) result.plan = *plan;
   result.torch_statistics = run.allocator().torch_statistics();
   observer.finish();
   run.allocator().keep_journal(nullptr);

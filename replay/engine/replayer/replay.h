@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -13,6 +14,7 @@
 #include "backends/backend.h"
 #include "core/events.h"
 #include "core/journal.h"
+#include "core/plan.h"
 #include "core/statistics.h"
 
 namespace workbench {
@@ -24,6 +26,8 @@ struct CellOptions {
   BackendOptions backend_options;
   // Go on after running out of memory; later events of the failed id are skipped.
   bool continue_after_oom = false;
+  // For an allocator that runs one; null for one made of the events.
+  std::shared_ptr<const Plan> plan = nullptr;
 };
 
 // Where the reserved bytes are at one moment; the parts add up to them.
@@ -53,6 +57,14 @@ struct OutOfMemory {
   Bytes largest_free;
   Bytes device_free;  // kUnlimited where the backend has no capacity
   Waterfall waterfall;
+};
+
+// Where a plan that must be met was not.
+struct PlanMismatch {
+  std::size_t event;
+  std::int64_t id;  // of the plan
+  std::string expected;
+  std::string got;
 };
 
 // The state after an event, as one row of the timeline.
@@ -107,6 +119,8 @@ struct MemoryOptions {
 struct MemoryResult {
   std::optional<OutOfMemory> oom;  // the first
   std::int64_t ooms = 0;
+  std::optional<PlanMismatch> mismatch;
+  std::optional<PlanStatistics> plan;
   std::vector<Bucket> timeline;
   std::vector<FullRow> rows;
   std::array<std::int64_t, Sample::kPeakColumns> peaks{};
@@ -133,11 +147,13 @@ struct TimedResult {
   double nanoseconds = 0;  // of the whole pass
   std::string digest;      // empty where none was asked for
   bool out_of_memory = false;
+  bool mismatched = false;
 };
 
 struct ThroughputResult {
   std::vector<double> nanoseconds;  // of each whole pass
   bool out_of_memory = false;
+  bool mismatched = false;
 };
 
 // Called now and then with the number of events done; may throw to end the pass.
@@ -156,12 +172,16 @@ class Replay {
   const std::vector<std::string>& warnings() const { return warnings_; }
 
   const Events& events() const { return events_; }
+  // Null where the allocator runs none.
+  const std::shared_ptr<const Plan>& plan() const { return options_.plan; }
   bool backend_has_memory() const { return backend_has_memory_; }
 
  private:
   const Events events_;
   const CellOptions options_;
   const CompletedStreams completed_streams_;
+  // Events at which a step begins, for an allocator that runs a plan.
+  const std::vector<std::size_t> step_starts_;
   bool backend_has_memory_ = false;
   std::vector<std::string> warnings_;
 };

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <memory>
+#include <vector>
 
 #include "allocators/allocator.h"
 #include "allocators/walk.h"
@@ -15,9 +16,11 @@ namespace workbench {
 
 class Run {
  public:
-  Run(const Events& events, const CompletedStreams& completed_streams, const CellOptions& options)
-      : backend_(backend_registry().get(options.backend).create(options.backend_options)),
-        allocator_(make_allocator(options.allocator, options.settings, *backend_)),
+  Run(const Events& events, const CompletedStreams& completed_streams,
+      const std::vector<std::size_t>& step_starts, const CellOptions& options)
+      : step_starts_(step_starts),
+        backend_(backend_registry().get(options.backend).create(options.backend_options)),
+        allocator_(make_allocator(options.allocator, options.settings, *backend_, options.plan)),
         program_(events, completed_streams, *backend_, options.continue_after_oom) {}
 
   ~Run() { end_program(); }
@@ -30,6 +33,7 @@ class Run {
 
   // Frees what the program left; all its work is complete.
   void end_program() {
+    allocator_->program_ends();
     for (void*& handle : program_.handles) {
       if (handle != nullptr) allocator_->free(handle, 0);
       handle = nullptr;
@@ -38,20 +42,34 @@ class Run {
     program_.completed_seen = 0;
   }
 
-  // Has `pass(begin, end)` walk the events in chunks of `chunk`, and calls `checkpoint`
-  // between them. False where it stopped because memory ran out.
+  // Begins the program and has `pass(begin, end)` walk its events in chunks of `chunk`, calling
+  // `checkpoint` between them; chunks end at steps too, where those are to be told. False where it
+  // stopped because memory ran out.
   template <class Pass>
   bool in_chunks(std::size_t chunk, const Checkpoint& checkpoint, Pass&& pass) {
-    const std::size_t count = program_.events.count();
-    for (std::size_t begin = 0; begin < count; begin += chunk) {
-      const std::size_t end = std::min(count, begin + chunk);
+    const Events& events = program_.events;
+    const std::size_t count = events.count();
+    auto step = step_starts_.begin();
+    std::size_t next_checkpoint = chunk;
+    allocator_->program_begins();
+    for (std::size_t begin = 0, end = 0; begin < count; begin = end) {
+      if (step != step_starts_.end() && *step == begin) {
+        allocator_->step_begins(events.step[begin]);
+        ++step;
+      }
+      end = std::min(count, next_checkpoint);
+      if (step != step_starts_.end()) end = std::min(end, *step);
       if (!pass(begin, end)) return false;
-      if (end < count) checkpoint(end);
+      if (end == next_checkpoint) {
+        next_checkpoint += chunk;
+        if (end < count) checkpoint(end);
+      }
     }
     return true;
   }
 
  private:
+  const std::vector<std::size_t>& step_starts_;
   const std::unique_ptr<Backend> backend_;
   const std::unique_ptr<Allocator> allocator_;
   Program program_;

@@ -2,6 +2,7 @@
 #include <chrono>
 
 #include "core/clock.h"
+#include "core/errors.h"
 #include "replayer/replay.h"
 #include "replayer/run.h"
 
@@ -24,10 +25,17 @@ bool replay_all(Run& run, const Checkpoint& checkpoint) {
   });
 }
 
-bool warm_up(Run& run, const Checkpoint& checkpoint) {
-  const bool whole = replay_all(run, checkpoint);
+// The pass before a steady one. False, and written into the result, where it did not come to its
+// end.
+template <class Result>
+bool warms_up(Run& run, const Checkpoint& checkpoint, Result& result) {
+  try {
+    result.out_of_memory = !replay_all(run, checkpoint);
+  } catch (const PlanMismatchError&) {
+    result.mismatched = true;
+  }
   run.end_program();
-  return whole;
+  return !result.out_of_memory && !result.mismatched;
 }
 
 }  // namespace
@@ -36,18 +44,19 @@ TimedResult Replay::timed(State state, bool digest, const Checkpoint& checkpoint
   TimedResult result;
   result.ticks.resize(events_.count());
   result.causes.resize(events_.count());
-  Run run(events_, completed_streams_, options_);
-  if (state == State::kSteady && !warm_up(run, checkpoint)) {
-    result.out_of_memory = true;
-    return result;
-  }
+  Run run(events_, completed_streams_, step_starts_, options_);
+  if (state == State::kSteady && !warms_up(run, checkpoint, result)) return result;
   DecisionDigest decisions(run.allocator(), run.backend());
   Timed timed(result.ticks.data(), result.causes.data(), digest ? &decisions : nullptr);
   const auto start = SteadyClock::now();
-  result.out_of_memory =
-      !run.in_chunks(kChunk, checkpoint, [&](std::size_t begin, std::size_t end) {
-        return run.allocator().replay_timed(run.program(), timed, begin, end);
-      });
+  try {
+    result.out_of_memory =
+        !run.in_chunks(kChunk, checkpoint, [&](std::size_t begin, std::size_t end) {
+          return run.allocator().replay_timed(run.program(), timed, begin, end);
+        });
+  } catch (const PlanMismatchError&) {
+    result.mismatched = true;
+  }
   result.nanoseconds = nanoseconds_since(start);
   if (digest) result.digest = decisions.hex();
   return result;
@@ -58,22 +67,23 @@ ThroughputResult Replay::throughput(State state, std::size_t repeat,
   ThroughputResult result;
   const auto pass = [&](Run& run) {
     const auto start = SteadyClock::now();
-    result.out_of_memory |= !replay_all(run, checkpoint);
+    try {
+      result.out_of_memory |= !replay_all(run, checkpoint);
+    } catch (const PlanMismatchError&) {
+      result.mismatched = true;
+    }
     result.nanoseconds.push_back(nanoseconds_since(start));
     checkpoint(events_.count());
   };
   if (state == State::kCold) {
     for (std::size_t i = 0; i < repeat; ++i) {
-      Run run(events_, completed_streams_, options_);
+      Run run(events_, completed_streams_, step_starts_, options_);
       pass(run);
     }
     return result;
   }
-  Run run(events_, completed_streams_, options_);
-  if (!warm_up(run, checkpoint)) {
-    result.out_of_memory = true;
-    return result;
-  }
+  Run run(events_, completed_streams_, step_starts_, options_);
+  if (!warms_up(run, checkpoint, result)) return result;
   for (std::size_t i = 0; i < repeat; ++i) {
     pass(run);
     run.end_program();
