@@ -359,7 +359,7 @@ def _active(blocks: dict[str, Array]) -> dict[str, Array]:
 
 def _facts(history: History, chosen: _Attempt, others: list[_Attempt]) -> list[str]:
     found = chosen.found
-    facts = []
+    facts = list(history.assumed)
     if not history.settings_told:
         facts.append("settings: the defaults, since the file has none")
     if chosen.rules != history.rules[0] or any(other.problem for other in others):

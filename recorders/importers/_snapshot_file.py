@@ -20,6 +20,9 @@ Array = npt.NDArray[Any]
 MARK: Final = len(ACTIONS)
 """Code of entries that allocate and free nothing, as ``snapshot`` and ``annotate``."""
 
+NOT_TOLD: Final = (1 << 64) - 1
+"""Free bytes of a device, where an ``oom`` does not tell them."""
+
 _CODES: Final = {name: code for code, name in enumerate(ACTIONS)}
 _OOM: Final = _CODES["oom"]
 _STATE_CODES: Final = {
@@ -27,6 +30,18 @@ _STATE_CODES: Final = {
     "active_awaiting_free": STATES.index("active_pending_free"),
 }
 _NO_FILE: Final = ("", "??")
+
+
+_SEGMENT_TYPES: Final = {
+    "address": "u8",
+    "size": "i8",
+    "stream": "u8",
+    "pool": "i4",
+    "is_small": "?",
+    "is_expandable": "?",
+    "allocated": "i8",
+    "active": "i8",
+}
 
 
 class ShapeError(Exception):
@@ -66,7 +81,8 @@ class Segments:
     """Segments and blocks of one device at the end; arrays of equal length, by address.
 
     Args:
-        segments: ``address``, ``size``, ``stream``, ``pool``, ``is_small``, ``is_expandable``.
+        segments: ``address``, ``size``, ``stream``, ``pool``, ``is_small``, ``is_expandable``,
+            and what it says is ``allocated`` and ``active`` of it, in bytes, -1 where it does not.
         blocks: ``segment`` (place in `segments`), ``address``, ``size``, ``requested``, ``state``
             (codes of `STATES`), ``stack``.
     """
@@ -185,8 +201,9 @@ class _Reader:
         action = np.array([codes[name] for name in names], dtype=np.uint8)
         address = _numbers([entry.get("addr", 0) for entry in trace], f"{at}[…]['addr']", "u8")
         for place in np.flatnonzero(action == _OOM).tolist():
-            free = trace[place].get("device_free", trace[place].get("addr", 0))
-            address[place] = _whole(free, f"{at}[{place}]['device_free']")
+            free = trace[place].get("device_free", trace[place].get("addr"))
+            told = NOT_TOLD if free is None else _whole(free, f"{at}[{place}]['device_free']")
+            address[place] = told
         times = [entry.get("time_us") for entry in trace]
         timed = bool(times) and None not in times
         marks = np.flatnonzero(action == MARK).tolist()
@@ -205,9 +222,7 @@ class _Reader:
         )
 
     def _segments(self, listed: Sequence[tuple[str, Any]]) -> Segments:
-        columns: dict[str, list[Any]] = {
-            name: [] for name in ("address", "size", "stream", "pool", "is_small", "is_expandable")
-        }
+        columns: dict[str, list[Any]] = {name: [] for name in _SEGMENT_TYPES}
         blocks: dict[str, list[Any]] = {
             name: [] for name in ("segment", "address", "size", "requested", "state", "stack")
         }
@@ -222,6 +237,9 @@ class _Reader:
             columns["pool"].append(max(pool, 0))
             columns["is_small"].append(segment.get("segment_type") == "small")
             columns["is_expandable"].append(bool(segment.get("is_expandable", False)))
+            for name in ("allocated", "active"):
+                said = segment.get(f"{name}_size")
+                columns[name].append(-1 if said is None else _whole(said, f"{at}['{name}_size']"))
             for number, block in enumerate(
                 self._list(segment.get("blocks", []), f"{at}['blocks']")
             ):
@@ -234,9 +252,7 @@ class _Reader:
         rank[order] = np.arange(len(order))
         made = {
             name: np.array(values, dtype=dtype)[order]
-            for (name, values), dtype in zip(
-                columns.items(), ("u8", "i8", "u8", "i4", "?", "?"), strict=True
-            )
+            for (name, values), dtype in zip(columns.items(), _SEGMENT_TYPES.values(), strict=True)
         }
         kept = {
             name: np.array(values, dtype=dtype)

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from workbench.recorders.importers._snapshot_file import MARK, Entries, Segments
+from workbench.recorders.importers._snapshot_file import MARK, NOT_TOLD, Entries, Segments
 from workbench.recorders.trace.history import ACTIONS, SIZE_NOT_TOLD, STATES, History, State
 
 Array = npt.NDArray[Any]
@@ -23,6 +23,9 @@ _INACTIVE, _ALLOCATED, _PENDING = range(len(STATES))
 _SMALL_SEGMENT: Final = 2 << 20
 _LARGEST_SMALL: Final = 1 << 20
 _UNIT: Final = 512
+_LEAST_LARGE: Final = 10 << 20
+# No device has more memory.
+_MOST_MEMORY: Final = 1 << 46
 _NONE: Final = 255
 
 
@@ -67,7 +70,18 @@ def build_history(
         after.segments, action, address, size, number_of_stream, pool, lives.place,
         _large_page(settings),
     )  # fmt: skip
+    fixed = ~segments["is_expandable"]
+    _check_kinds(segments["address"][fixed], segments["size"][fixed], segments["is_small"][fixed])
     before = State(segments, _blocks_before(after.blocks, lives, size))
+    _check_inside(before)
+    impossible = np.flatnonzero(
+        (action == OOM) & ((address > _MOST_MEMORY) & (address != NOT_TOLD))
+    )
+    if impossible.size:
+        raise NotReconstructible(
+            f"entry {int(np.flatnonzero(kept)[impossible[0]])}: the device has "
+            f"{int(address[impossible[0]]):,} free bytes, more than there are"
+        )
     return History(
         device=device,
         action=action,
@@ -105,6 +119,44 @@ def _check_final(final: Segments) -> None:
         )
     if len(first) and (first[1:] < last[:-1]).any():
         raise NotReconstructible("blocks overlap at the end")
+    free = blocks["state"] == _INACTIVE
+    same = blocks["segment"][1:] == blocks["segment"][:-1]
+    if len(first) and (apart := np.flatnonzero(free[1:] & free[:-1] & same)).size:
+        raise NotReconstructible(
+            f"two free blocks lie side by side at {int(first[apart[0]]):#x}, and free neighbours "
+            "are always merged"
+        )
+    _check_totals(segments, blocks)
+    fixed = ~segments["is_expandable"]
+    _check_kinds(segments["address"][fixed], segments["size"][fixed], segments["is_small"][fixed])
+
+
+def _check_totals(segments: dict[str, Array], blocks: dict[str, Array]) -> None:
+    """What a segment says of itself must be the sum over its blocks."""
+    for name, states in (("allocated", [_ALLOCATED]), ("active", [_ALLOCATED, _PENDING])):
+        counted = np.zeros(len(segments["address"]), dtype=np.int64)
+        chosen = np.isin(blocks["state"], states)
+        np.add.at(counted, blocks["segment"][chosen], blocks["size"][chosen])
+        wrong = np.flatnonzero((segments[name] >= 0) & (segments[name] != counted))
+        if wrong.size:
+            at = wrong[0]
+            raise NotReconstructible(
+                f"the segment at {int(segments['address'][at]):#x} says that "
+                f"{int(segments[name][at]):,} of its bytes are {name}, and its blocks "
+                f"{int(counted[at]):,}"
+            )
+
+
+def _check_kinds(address: Array, size: Array, is_small: Array) -> None:
+    """Segments that are not expandable have the sizes that their pools take."""
+    large = (size % _SMALL_SEGMENT == 0) & (size >= _LEAST_LARGE)
+    wrong = np.flatnonzero(np.where(is_small, size != _SMALL_SEGMENT, ~large))
+    if wrong.size:
+        at = wrong[0]
+        raise NotReconstructible(
+            f"the {'small' if is_small[at] else 'large'} segment at {int(address[at]):#x} has "
+            f"{int(size[at]):,} bytes, which no allocator takes for it"
+        )
 
 
 def _check_units(action: Array, address: Array, final: Segments) -> None:
@@ -159,8 +211,26 @@ class _Lives:
         self.asks_first = bool((what == REQUESTED).any())
 
 
+def _check_inside(state: State) -> None:
+    """Every block must lie in a segment."""
+    segments, blocks = state.segments, state.blocks
+    if not len(blocks["address"]):
+        return
+    place = np.searchsorted(segments["address"], blocks["address"], side="right") - 1
+    outside = place < 0
+    if len(segments["address"]):
+        at = np.maximum(place, 0)
+        end = segments["address"][at] + segments["size"][at].astype(np.uint64)
+        outside |= blocks["address"] >= end
+    if outside.any():
+        raise NotReconstructible(
+            f"{int(outside.sum()):,} of the blocks that were in use before the first entry lie "
+            f"outside the segments, as that at {int(blocks['address'][outside][0]):#x}"
+        )
+
+
 def _state_after(final: Segments, streams: Array) -> State:
-    segments = dict(final.segments)
+    segments = {name: values for name, values in final.segments.items() if name not in _TOTALS}
     segments["stream"] = np.searchsorted(streams, segments["stream"]).astype(np.int32)
     active = final.blocks["state"] != _INACTIVE
     blocks = {
@@ -269,6 +339,7 @@ def _segments_before(
     }
 
 
+_TOTALS: Final = ("allocated", "active")
 _SEGMENT_COLUMNS: Final = ("address", "size", "stream", "pool", "is_small", "is_expandable")
 
 

@@ -41,6 +41,45 @@ def settings_text(settings: Mapping[str, Any] | None) -> str:
     return ",".join(f"{key}:{value}" for key, value in found.items())
 
 
+def odd_settings(settings: Mapping[str, Any] | None) -> list[str]:
+    """A sentence for each setting whose value is none, for which the default is taken."""
+    odd = []
+    for name, may_be in _VALUES.items():
+        if settings is not None and name in settings and not may_be(settings[name]):
+            odd.append(f"settings: {name} is {_shown(settings[name])}; its default is taken")
+    return odd
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and -1 <= value < 2**63
+
+
+def _is_share(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        type(one) is int and one >= 0 and not one & (one - 1) for one in value.values()
+    )
+
+
+_VALUES: Final = {
+    "max_split_size": _is_size,
+    "garbage_collection_threshold": _is_share,
+    "expandable_segments": lambda value: isinstance(value, bool),
+    "roundup_power2_divisions": _is_table,
+}
+
+
+def _shown(value: Any) -> str:
+    return (
+        repr(value[:40] if isinstance(value, str) else value)[:40]
+        if isinstance(value, str | int | float)
+        else type(value).__name__
+    )
+
+
 def _divisions(table: Any) -> str:
     """``[MB:divisions,…]`` of a table by size in MiB; empty where sizes are not rounded further."""
     if not isinstance(table, Mapping):

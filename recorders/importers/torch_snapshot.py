@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from workbench.recorders.importers import Imported
 from workbench.recorders.importers._columns import text
 from workbench.recorders.importers._pickle import load_plain
 from workbench.recorders.importers._snapshot_file import (
+    NOT_TOLD,
     Entries,
     Segments,
     ShapeError,
@@ -31,7 +33,7 @@ from workbench.recorders.importers._snapshot_history import (
 )
 from workbench.recorders.importers._snapshot_host import DEVICE as HOST
 from workbench.recorders.importers._snapshot_host import HostRows
-from workbench.recorders.importers._snapshot_settings import settings_text
+from workbench.recorders.importers._snapshot_settings import odd_settings, settings_text
 from workbench.recorders.importers._snapshot_trace import EVENTS, DeviceRows, phases_and_steps
 from workbench.recorders.importers._source import Progress, Source
 from workbench.recorders.trace.history import History
@@ -42,6 +44,8 @@ SUMMARY = "memory snapshot of PyTorch (torch.cuda.memory._dump_snapshot)"
 
 Array = npt.NDArray[Any]
 _REMEDY = "name a snapshot that torch.cuda.memory._dump_snapshot wrote"
+# Entries that move nothing.
+_KNOWN_MARKS = {"snapshot", "annotate", "user_defined"}
 _LONGEST_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -114,7 +118,7 @@ class _Importing:
     def _history(self, number: int, entries: Entries, final: Segments) -> History:
         device = f"cuda:{number}"
         try:
-            return build_history(
+            history = build_history(
                 device,
                 entries,
                 final,
@@ -122,6 +126,14 @@ class _Importing:
                 settings_text(self._file.settings),
                 self._file.settings is not None,
             )
+            odd = odd_settings(self._file.settings)
+            unknown = sorted(set(entries.labels.values()) - _KNOWN_MARKS)
+            if unknown:
+                odd.append(
+                    f"entries: those of kinds that are not known ({', '.join(unknown[:5])[:200]}) "
+                    "are taken to move nothing"
+                )
+            return replace(history, assumed=tuple(odd))
         except NotReconstructible as error:
             raise self._source.broken(
                 f"not reconstructible: {device}: {error}",
@@ -249,6 +261,7 @@ def _about_device(history: History) -> dict[str, Any]:
     reserved = history.before.reserved + np.cumsum(sign * history.size)
     failed = np.flatnonzero(history.action == OOM)
     about: dict[str, Any] = {"name": None, "capacity": None, "held_by_others": None}
+    failed = failed[history.address[failed] != NOT_TOLD]
     if failed.size:
         at = failed[-1]
         about["left_to_pytorch"] = int(reserved[at]) + int(history.address[at])

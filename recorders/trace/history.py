@@ -74,6 +74,8 @@ class History:
         settings: of the allocator, in the syntax of ``PYTORCH_ALLOC_CONF``.
         settings_told: whether the file has them; else they are the defaults.
         rules: rule sets of the allocator worth trying, the likeliest first.
+        assumed: what the file does not tell, or tells in a way that is not understood, a sentence
+            each: facts of the verdict.
         place: int64, the entries' places in the file where it holds others between them.
     """
 
@@ -88,6 +90,7 @@ class History:
     settings: str
     settings_told: bool
     rules: tuple[str, ...] = ("2.13", "address-order")
+    assumed: tuple[str, ...] = ()
     place: Array | None = None
 
     def entry_in_file(self, entry: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,9 +20,11 @@ from snapshot_maker import (
     newest_shape,
     old_shape,
     only_alloc_and_free_completed,
+    save,
     with_private_pools,
 )
 
+from workbench.importing import import_file
 from workbench.replay.self_check import Verdict
 
 
@@ -226,3 +229,14 @@ def test_settings_that_are_none_are_named() -> None:
     (verdict,) = verdicts(snapshot)
     assert verdict.kind == "not_reconstructible"
     assert "max_split_size_mb" in verdict.problem
+
+
+def test_what_is_not_understood_is_named(tmp_path: Path) -> None:
+    snapshot = make_snapshot(random_operations(random.Random(3), 200))
+    snapshot["allocator_settings"]["max_split_size"] = "x"
+    snapshot["device_traces"][0].insert(5, {"action": "bogus", "addr": 0, "size": 0, "stream": 0})
+    report = import_file(save(snapshot, tmp_path / "s.pickle"), tmp_path / "s.parquet")
+    (check,) = report.checks
+    assert check["verdict"].startswith("exact with 2 inferred facts")
+    assert "max_split_size is 'x'" in check["facts"][0]
+    assert "bogus" in check["facts"][1]

@@ -14,6 +14,8 @@ from random_operations import random_operations
 from snapshot_cases import is_exact, verdicts
 from snapshot_maker import Snapshot, make_snapshot
 
+from workbench.replay.self_check import Verdict
+
 Entry = dict[str, Any]
 Change = Callable[[random.Random, Snapshot], bool]
 """Changes a snapshot; False where there was nothing to change."""
@@ -274,3 +276,67 @@ def test_what_means_the_same_stays_exact(good: Snapshot) -> None:
         entry["time_us"] = 5
         entry["frames"] = []
     assert is_exact(snapshot)
+
+
+def odd_one(change: Callable[[Snapshot], None]) -> Verdict:
+    """The verdict of a small good snapshot after `change`."""
+    snapshot = make_snapshot(
+        [*(("alloc", n, 3 * MIB, 0) for n in range(9)), *(("free", n, 0, 0) for n in range(4)),
+         ("alloc", 20, 100, 0), ("free", 20, 0, 0)]
+    )  # fmt: skip
+    change(snapshot)
+    (verdict,) = verdicts(snapshot)
+    return verdict
+
+
+def entries_of(snapshot: Snapshot, *actions: str) -> list[dict[str, Any]]:
+    return [entry for entry in snapshot["device_traces"][0] if entry["action"] in actions]
+
+
+def set_all(*actions: str, **values: Any) -> Callable[[Snapshot], None]:
+    def change(snapshot: Snapshot) -> None:
+        for entry in entries_of(snapshot, *actions):
+            entry.update(values)
+
+    return change
+
+
+def cut_free_block(snapshot: Snapshot) -> None:
+    for segment in snapshot["segments"]:
+        for place, block in enumerate(segment["blocks"]):
+            if block["state"] == "inactive":
+                half = {**block, "size": block["size"] // 2}
+                rest = {**half, "address": block["address"] + half["size"]}
+                segment["blocks"][place : place + 1] = [half, rest]
+                return
+
+
+def lie_of_total(snapshot: Snapshot) -> None:
+    snapshot["segments"][0]["allocated_size"] += 512
+
+
+def small_request_in_a_large_block(snapshot: Snapshot) -> None:
+    snapshot["device_traces"][0].clear()
+    for segment in snapshot["segments"]:
+        for block in segment["blocks"]:
+            if block["state"] == "active_allocated":
+                block["requested_size"] = 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (set_all("free_requested", "free_completed", size=1), "frees another size"),
+        (set_all("free_requested", "free_completed", stream=7), "another stream"),
+        (set_all("segment_alloc", stream=3), "for another stream"),
+        (cut_free_block, "free neighbours are always merged"),
+        (lie_of_total, "of its bytes are allocated"),
+        (small_request_in_a_large_block, "wrong pool"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_what_no_allocator_writes_is_found(change: Callable[[Snapshot], None], words: str) -> None:
+    assert odd_one(lambda snapshot: None).kind == "exact"
+    verdict = odd_one(change)
+    assert verdict.kind != "exact"
+    assert words in verdict.problem

@@ -35,6 +35,7 @@ HistoryCheck::HistoryCheck(const History& history, const std::string& settings, 
       learning_(learning),
       state_at_(state_at.value_or(history.entries.size() - 1)),
       allocator_(device_, Settings(settings, "caching", caching_settings_help())) {
+  if (history.first_private < 1) throw InputError("first_private is below 1");
   check_memory();
   restore();
   if (learns()) learn_slacks();
@@ -86,6 +87,7 @@ std::size_t HistoryCheck::free(std::size_t entry) {
     differ(entry, "frees a block that is not there");
   }
   Block& block = *found->second.first;
+  check_free(entry, block);
   just_released_ = may_have_begun_ = false;
   const bool at_once = entry + 1 < history_.entries.size() &&
                        history_.entries[entry + 1].action == Action::kFreeCompleted &&
@@ -107,10 +109,31 @@ std::size_t HistoryCheck::free(std::size_t entry) {
   return entry + 2;
 }
 
+void HistoryCheck::check_free(std::size_t entry, const Block& block) {
+  const RecordedEntry& recorded = history_.entries[entry];
+  if (recorded.size != block.requested) {
+    differ(entry, "frees another size than was allocated", block.address, block.requested);
+  }
+  if (stream_itself(recorded.stream) != stream_itself(block.segment->lane->stream)) {
+    differ(entry, "names another stream than the block's");
+  }
+}
+
+void HistoryCheck::take_due(std::size_t entry, StreamId stream) {
+  device_.due = std::span(history_.entries).subspan(due_begin_, due_end_ - due_begin_);
+  due_begin_ = due_end_ = 0;
+  for (const RecordedEntry& due : device_.due) {
+    if (stream_itself(due.stream) != stream_itself(stream)) {
+      differ(entry, "takes memory from the device for another stream");
+    }
+  }
+}
+
 std::size_t HistoryCheck::complete(std::size_t entry) {
   const auto found = held_.find(history_.entries[entry].address);
   if (found == held_.end()) differ(entry, "completes the free of a block that is not there");
   Block& block = *found->second.first;
+  check_free(entry, block);
   if (entry >= completions_end_) look_ahead(entry);
   if (due_begin_ < due_end_) refuse_rest(entry);
   just_released_ = false;
@@ -149,8 +172,7 @@ void HistoryCheck::allocate(std::size_t entry) {
   if (held_.contains(recorded.address)) differ(entry, "allocates a block that is in use");
   const Bytes size = allocator_.round_request(recorded.size);
   Lane& of_lane = lane(recorded.stream, size <= kLargestSmall);
-  device_.due = std::span(history_.entries).subspan(due_begin_, due_end_ - due_begin_);
-  due_begin_ = due_end_ = 0;
+  take_due(entry, recorded.stream);
   // After a release, memory came from the device without another look at what is free.
   const bool fresh =
       !device_.due.empty() && (just_released_ || (missed_ == entry && !found_after_free_));
@@ -320,8 +342,7 @@ void HistoryCheck::run_out(std::size_t entry) {
   if (recorded.size <= 0 || recorded.size >= kEiB) differ(entry, "asks for no size there is");
   const Bytes size = allocator_.round_request(recorded.size);
   Lane& of_lane = lane(recorded.stream, size <= kLargestSmall);
-  device_.due = std::span(history_.entries).subspan(due_begin_, due_end_ - due_begin_);
-  due_begin_ = due_end_ = 0;
+  take_due(entry, recorded.stream);
   if (!just_released_ && missed_ != entry) {
     Block* block = allocator_.best_fit(of_lane, size);
     if (std::exchange(may_have_begun_, false) && block != nullptr) {

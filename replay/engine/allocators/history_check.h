@@ -149,6 +149,8 @@ class HistoryCheck {
   void restore_expandable(const Bases& bases);
   // Fills a block in no tree with the recorded ones inside it, and adds what is free.
   void carve(Block& whole, bool is_small, bool is_expandable);
+  // Throws InputError where no rule gives a block of that size to the request it holds.
+  void check_size(const RecordedBlock& recorded, bool is_small, bool is_expandable) const;
   Bytes recorded_size(const RecordedBlock& recorded, Bytes room, bool may_have_slack);
 
   // What is free behind a block is used from its beginning: the first allocation there tells where
@@ -157,6 +159,12 @@ class HistoryCheck {
 
   std::size_t step(std::size_t entry);
   std::size_t free(std::size_t entry);
+  // A free names the size that was asked for, and the block's own stream.
+  void check_free(std::size_t entry, const Block& block);
+  // What a request takes from the device is for its stream.
+  void take_due(std::size_t entry, StreamId stream);
+  // Of a private pool's stream, the stream itself.
+  StreamId stream_itself(StreamId stream) const { return stream % history_.first_private; }
   std::size_t complete(std::size_t entry);
   void allocate(std::size_t entry);
   // `found`, or what the first request got, had it looked for a free block before the history

@@ -13,8 +13,7 @@ void HistoryCheck::refuse_rest(std::size_t entry) {
   const RecordedEntry& recorded = entries[request];
   if (recorded.size <= 0 || recorded.size >= kEiB) differ(entry, kProblem);
   const Bytes size = allocator_.round_request(recorded.size);
-  device_.due = std::span(entries).subspan(due_begin_, due_end_ - due_begin_);
-  due_begin_ = due_end_ = 0;
+  take_due(entry, recorded.stream);
   Lane& of_lane = lane(recorded.stream, size <= kLargestSmall);
   if (allocator_.new_segment(of_lane, size) != nullptr || !device_.due.empty()) {
     differ(entry, kProblem);
@@ -83,6 +82,8 @@ bool HistoryCheck::release_all(std::span<const RecordedEntry> run, std::size_t b
   for (std::size_t i = 0; i < run.size(); ++i) {
     const auto found = place.find(run[i].address);
     if (found == place.end() || parts[found->second].size != run[i].size) return false;
+    const Lane& of_lane = *parts[found->second].block->segment->lane;
+    if (stream_itself(run[i].stream) != stream_itself(of_lane.stream)) return false;
     if (found->second == i) continue;
     in_order = false;
     // Only blocks that are as good as each other may change places.

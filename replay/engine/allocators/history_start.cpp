@@ -266,6 +266,7 @@ void HistoryCheck::carve(Block& whole, bool is_small, bool is_expandable) {
                            ? static_cast<Bytes>(after->address - recorded->address)
                            : static_cast<Bytes>(end - recorded->address);
     const Bytes size = recorded_size(*recorded, room, !is_small && !is_expandable);
+    check_size(*recorded, is_small, is_expandable);
     if (size <= 0 || size > room) throw InputError("blocks overlap " + at(recorded->address));
     Block* const next = size < rest->size ? &allocator_.cut(*rest, size) : nullptr;
     Pool& pool = *of_lane.pool;
@@ -286,6 +287,26 @@ void HistoryCheck::carve(Block& whole, bool is_small, bool is_expandable) {
     rest = next;
   }
   if (rest != nullptr) allocator_.add_to_free(*rest);
+}
+
+void HistoryCheck::check_size(const RecordedBlock& recorded, bool is_small,
+                              bool is_expandable) const {
+  if (recorded.requested >= kEiB) return;  // refused already
+  const Bytes rounded = allocator_.round_request(recorded.requested);
+  if ((rounded <= kLargestSmall) != is_small) {
+    throw InputError("the block " + at(recorded.address) + " is of the wrong pool for its request");
+  }
+  if (recorded.size == 0) return;
+  const Bytes more = recorded.size - rounded;
+  const Bytes most = is_small || is_expandable ? 0
+                     : rounded >= allocator_.settings_.max_split
+                         ? allocator_.settings_.max_non_split_rounding
+                         : kLargestSmall;
+  if (more < 0 || more > most) {
+    throw InputError("the block " + at(recorded.address) + " holds " +
+                     std::to_string(recorded.size) + " bytes for a request of " +
+                     std::to_string(recorded.requested));
+  }
 }
 
 Bytes HistoryCheck::recorded_size(const RecordedBlock& recorded, Bytes room, bool may_have_slack) {
