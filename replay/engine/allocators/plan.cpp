@@ -61,9 +61,8 @@ void PlanAllocator::set_plan(std::shared_ptr<const Plan> plan) {
 void PlanAllocator::begin_plan() {
   stopped_ = false;
   armed_ = false;
-  if (plan_ == nullptr) return;
-  take_arena();
-  if (plan_->step_count == 0) arm();
+  // A plan of some steps begins with the first of them.
+  if (plan_ != nullptr && plan_->step_count == 0) arm();
 }
 
 void PlanAllocator::program_begins() { begin_plan(); }
@@ -87,6 +86,7 @@ void PlanAllocator::arm() {
       if (block.state == State::kLive) become_overdue(block, "alive when the plan begins again");
     }
   }
+  take_arena();
   armed_ = true;
   doubt_ = !overdue_.empty();
   now_ = 0;
@@ -110,6 +110,7 @@ void PlanAllocator::take_arena() {
     ++statistics_.n_segment;
     ++statistics_.device_allocs;
     has_addresses_ = false;
+    free_ranges_.reset();
   }
   if (has_addresses_) return;
   has_addresses_ = true;
@@ -126,7 +127,6 @@ void PlanAllocator::give_arena() {
   ++statistics_.device_frees;
   arena_ = 0;
   arena_size_ = 0;
-  free_ranges_.reset();
 }
 
 Allocation PlanAllocator::allocate(Bytes size, StreamId, ThreadId thread) {
