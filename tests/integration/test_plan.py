@@ -73,7 +73,7 @@ def test_a_plan_is_written_told_and_read(make_trace: MakeTrace, tmp_path: Path) 
         "plan.parquet: 31 allocations of thread 0, all events",
         "height  ",
         "lower bound",
-        "1.0000 of it",
+        "1.0000 times the lower bound",
         "unmanaged    1 allocations of 1000 B",
         "Next: wb replay run.parquet -a plan:file:plan.parquet -a caching",
     ):

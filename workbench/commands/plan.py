@@ -165,7 +165,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     where = facts["path"] or "plan"
     steps = facts["steps"]
     made_of = f"steps {steps[0]} to {steps[1] - 1}" if steps else "all events"
-    ratio = "" if facts["ratio"] is None else f", {facts['ratio']:.4f} of it"
+    ratio = "" if facts["ratio"] is None else f", {facts['ratio']:.4f} times the lower bound"
     lines = [
         f"{where}: {facts['allocations']:,} allocations of thread {facts['thread']}, {made_of}",
         f"height       {format_bytes(facts['height_bytes'])}{ratio}",
