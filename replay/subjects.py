@@ -24,6 +24,7 @@ class Subject:
         traffic: the events.
         capacity: of the device.
         metadata: the trace's.
+        refused: requests that failed while it was recorded; a replay makes them again.
     """
 
     path: str
@@ -32,6 +33,7 @@ class Subject:
     traffic: Traffic
     capacity: Capacity
     metadata: dict[str, Any]
+    refused: int = 0
 
     @property
     def name(self) -> str:
@@ -62,6 +64,11 @@ class Subject:
             found.append(
                 f"{live:,} blocks were live when recording began: a replay allocates them first, "
                 "without the holes that lay between them."
+            )
+        if live and self.refused:
+            found.append(
+                "The recorded program ran out of memory; a replay, without those holes, may get by "
+                "with the memory that it had, or with less."
             )
         if self.metadata.get("complete") is False:
             why = self.metadata.get("lost_reason")
@@ -128,6 +135,7 @@ def load_subjects(
                 traffic=traffics[chosen],
                 capacity=choose_capacity(kind, chosen, about, capacity),
                 metadata=loaded.metadata,
+                refused=len(loaded.refused(chosen)),
             )
             if not subject.peak_live:
                 raise UsageError(

@@ -44,7 +44,8 @@ class Tried:
 
     def retries_more(self, default: Tried) -> bool:
         """Whether it makes the program wait for the device more often than the defaults do."""
-        return default.outcome.completed and self.outcome.retries > default.outcome.retries
+        usual = default.outcome.retries if default.outcome.completed else 0
+        return self.outcome.retries > usual
 
     def rank(self, default: Tried) -> float:
         """The less the better: what completes without more retries, then what completes, the rest.
@@ -111,12 +112,16 @@ def gain(best: Tried, default: Tried) -> float | None:
 def choose(tried: Sequence[Tried], default: Tried) -> Tried:
     """The best settings: least objective, the simplest of those within `TIE` of it.
 
-    Settings that retry more often than the defaults are not among them. The defaults where nothing
-    completes.
+    Settings that retry more often than the defaults are not among them; where the defaults do not
+    complete, those with the fewest retries are. The defaults where nothing completes.
     """
-    able = {
-        one: one.value for one in tried if one.value is not None and not one.retries_more(default)
-    }
+    completed = [one for one in tried if one.value is not None]
+    if not default.outcome.completed and completed:
+        fewest = min(one.outcome.retries for one in completed)
+        completed = [one for one in completed if one.outcome.retries == fewest]
+    else:
+        completed = [one for one in completed if not one.retries_more(default)]
+    able = {one: one.value for one in completed if one.value is not None}
     least = min(able.values(), default=0.0)
     near = [one for one, value in able.items() if value <= least * (1 + TIE)]
     return min(near, key=lambda one: simplicity(one.settings), default=default)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from workbench.common.errors import UsageError
+from workbench.common.errors import RunError, UsageError
 from workbench.common.units import format_bytes
 from workbench.recorders.trace.history import History
 from workbench.replay import _engine
@@ -37,7 +37,7 @@ from workbench.replay.why_state import (
 # Settings that are shown, and whose smallest device is searched for, besides the recorded ones.
 SHOWN = 4
 # A peak less than this share below the recorded settings' is no help.
-_ENOUGH = 0.01
+ENOUGH = 0.01
 # Device calls that differ by less than this share count as equal.
 _MANY_CALLS = 0.1
 
@@ -89,6 +89,8 @@ class Why:
         device_memory: bytes of the whole device; None where not known.
         peak_live: bytes, the failed request included.
         recorded: under the settings that were in force.
+        as_if: whether memory of another kind is replayed through the caching allocator.
+        settings_known: whether the file says which settings were in force.
         choices: others, the cheapest first of those that serve everything; then the rest.
         assumptions: what the answer rests on, in sentences.
     """
@@ -104,6 +106,8 @@ class Why:
     device_memory: int | None
     peak_live: int
     recorded: Choice
+    as_if: bool
+    settings_known: bool
     choices: list[Choice]
     assumptions: list[str] = field(default_factory=list)
 
@@ -115,11 +119,21 @@ class Why:
         return max(self.device_memory - self.left, 0)
 
     @property
+    def failure_is_missed(self) -> bool:
+        """Whether a replay from a fresh start serves what failed in the recording.
+
+        What was stranded between blocks from before the history is then what failed.
+        """
+        if self.request is None or not self.request.count or self.left is None:
+            return False
+        return self.recorded.outcome.completed
+
+    @property
     def helping(self) -> list[Choice]:
         """Choices that serve what failed, or hold the program in clearly less; best first."""
         if self.request is not None and self.left is not None:
             return [one for one in self.choices if one.outcome.completed]
-        enough = (1 - _ENOUGH) * self.recorded.outcome.peak_reserved
+        enough = (1 - ENOUGH) * self.recorded.outcome.peak_reserved
         return [
             one
             for one in self.choices
@@ -174,6 +188,8 @@ class Why:
             "pinned_by": self.snapshot.pinned_by().to_dict("records"),
             "recorded_settings": self.recorded.document(),
             "choices": [one.document() for one in self.choices],
+            "failure_is_missed": self.failure_is_missed,
+            "as_if": self.as_if,
             "helping": [one.settings for one in self.helping],
             "self_check": self.verdict.to_json() if self.verdict else None,
             "assumptions": self.assumptions,
@@ -229,7 +245,16 @@ def why_trace(
     reproduced = snapshot is not None
     if snapshot is None:
         snapshot, request = replayed_snapshot(loaded, subject, recorded, left, request)
+    if device_memory is not None and device_memory < max(snapshot.reserved, left or 0):
+        raise UsageError(
+            f"--device-memory is less than the {format_bytes(max(snapshot.reserved, left or 0))} "
+            "that PyTorch had of it; give the memory of the whole device"
+        )
     own, choices = _choices(subject, recorded, left, progress)
+    if not own.outcome.measured:
+        raise RunError(
+            f"{shown or trace}: cannot be replayed under its own settings: {own.outcome.reason}"
+        )
     return Why(
         path=shown or trace,
         device=subject.device,
@@ -242,6 +267,8 @@ def why_trace(
         device_memory=total,
         peak_live=subject.peak_live,
         recorded=own,
+        as_if=subject.as_if,
+        settings_known=(loaded.metadata.get("allocator") or {}).get("settings") is not None,
         choices=choices,
         assumptions=_assumptions(loaded, subject, reproduced, left, request),
     )
@@ -314,7 +341,7 @@ def _cost(outcome: Outcome, own: Outcome) -> tuple[float, ...]:
     """What sorts choices: served at all, retries, memory and device calls in coarse steps."""
     if not outcome.completed:
         return (1, -float(outcome.oom["event"]) if outcome.oom else 0, 0, 0)
-    step = max(own.peak_reserved * _ENOUGH, 1)
+    step = max(own.peak_reserved * ENOUGH, 1)
     calls = max(own.device_calls * _MANY_CALLS, 1)
     return (0, outcome.retries, outcome.peak_reserved // step, outcome.device_calls // calls)
 

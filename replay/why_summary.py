@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from workbench.common.units import format_bytes
-from workbench.replay.why import Choice, Why
+from workbench.replay.alloc_conf import NEW_KEYS
+from workbench.replay.why import ENOUGH, Choice, Why
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,7 +28,17 @@ _BAR = 24
 
 
 def parts(why: Why) -> Iterator[Table | str]:
-    """What to print, in order: tables, and lines of plain text."""
+    """What to print, in order: tables, and lines of plain text, safe to print."""
+    for part in _parts(why):
+        yield _clean(part) if isinstance(part, str) else part
+
+
+def _clean(text: str) -> str:
+    """Text from a file without what a terminal would obey."""
+    return "".join(letter if letter.isprintable() else "�" for letter in text)
+
+
+def _parts(why: Why) -> Iterator[Table | str]:
     yield from _what(why)
     yield ""
     yield _waterfall(why)
@@ -51,6 +62,14 @@ def html(why: Why) -> str:
 
 def _what(why: Why) -> Iterator[str]:
     request = why.request
+    if request is None and why.verdict is not None and why.verdict.kind != "exact" and (
+        not why.verdict.entries and why.reproduced
+    ):  # fmt: skip
+        yield (
+            f"{why.path}: holds no history of {why.device}; this is its state at the end, and "
+            "whether memory ran out is not known"
+        )
+        return
     if request is None:
         yield (
             f"{why.path}: {why.device} did not run out of memory; this is the peak of its reserved "
@@ -108,7 +127,7 @@ def _waterfall(why: Why) -> Table:
     found = why.snapshot.waterfall
     reserved = why.snapshot.reserved
     table = Table(
-        title=f"{format_bytes(reserved)} reserved on {why.device}"
+        title=f"{format_bytes(reserved)} reserved on {_clean(why.device)}"
         + (" (as recorded)" if why.reproduced else " (in a replay)"),
         title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0),
     )  # fmt: skip
@@ -129,11 +148,12 @@ def _waterfall(why: Why) -> Table:
 
 
 def _lost(why: Why) -> Iterator[str]:
-    found = why.snapshot.waterfall
-    lost = sum(found[name] for name in ("rounding", "pending", "stranded", "cached"))
+    found, reserved = why.snapshot.waterfall, max(why.snapshot.reserved, 1)
+    lost = sum(found[name] for name in ("rounding", "pending", "stranded"))
     yield (
-        f"Lost: {format_bytes(lost)} of {format_bytes(why.snapshot.reserved)} "
-        f"({lost / max(why.snapshot.reserved, 1):.1%}) held no tensor; the largest free block is "
+        f"Lost to fragmentation: {format_bytes(lost)} ({lost / reserved:.1%}); "
+        f"{format_bytes(found['cached'])} ({found['cached'] / reserved:.1%}) more is cached, which "
+        "PyTorch gives back before it runs out; the largest free block is "
         f"{format_bytes(why.snapshot.largest_free)}"
     )
 
@@ -168,8 +188,14 @@ def _choices(why: Why) -> Table:
     for name in ("outcome", "reserved", "retries", "calls", "fits in"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("settings", overflow="fold")
-    for choice in (why.recorded, *why.shown):
-        table.add_row(*_row(choice, choice is why.recorded))
+    if why.failure_is_missed:
+        reserved = format_bytes(why.snapshot.reserved)
+        settings = _clean(why.recorded.settings or "default")
+        table.add_row("out of memory", reserved, "", "", "", f"{settings} (as recorded)")
+    else:
+        table.add_row(*_row(why.recorded, why.settings_known))
+    for choice in why.shown:
+        table.add_row(*_row(choice, False))
     return table
 
 
@@ -181,58 +207,88 @@ def _row(choice: Choice, recorded: bool) -> list[str]:
         f"{outcome.retries:,}",
         f"{outcome.device_calls:,}",
         f"{fit.capacity // 2**20:,} MiB" if fit and fit.capacity else "",
-        (choice.settings or "default") + (" (recorded)" if recorded else ""),
+        _clean(choice.settings or "default") + (" (recorded)" if recorded else ""),
     ]
 
 
 def _advice(why: Why) -> Iterator[str]:
-    helping = why.helping
-    if helping:
-        best = helping[0]
-        saved = why.recorded.outcome.peak_reserved - best.outcome.peak_reserved
-        gain = (
-            "it serves the request"
-            if why.request is not None and why.left is not None
-            else f"{format_bytes(saved)} less ({saved / max(_peak(why), 1):.1%})"
+    if why.failure_is_missed:
+        yield (
+            "Mind: from a fresh start the recorded settings serve all of it too, on less than it "
+            "failed with; what was stranded between the blocks from before the history is what "
+            "failed, and the other rows are too good by as much. A history from the program's "
+            "start tells more"
         )
-        yield f"Set: {best.export}   ({gain})"
-        for warning in best.outcome.warnings:
-            yield f"  Mind: {warning}"
-    elif why.request is not None and why.left is not None:
-        yield "No setting serves the request on that much memory"
-    else:
-        yield f"No setting helps: none holds it in {_percent()} less"
-    fits = [one for one in (why.recorded, *helping) if one.fit and one.fit.capacity]
-    if fits:
-        smallest = min(fits, key=lambda one: (one.fit.capacity or 0) if one.fit else 0)
-        own = why.recorded.fit
-        told = []
-        if own is not None and own.capacity:
-            retries = own.at.retries if own.at else 0
-            told.append(
-                f"{own.capacity // 2**20:,} MiB with the recorded settings"
-                + (f" ({_count(retries, 'retry', 'retries')}; {own.roomy // 2**20:,} MiB without)"
-                   if retries and own.roomy else "")
-            )  # fmt: skip
-        if smallest is not why.recorded and smallest.fit and smallest.fit.capacity:
-            told.append(
-                f"{smallest.fit.capacity // 2**20:,} MiB with {smallest.settings or 'the defaults'}"
-            )
+    yield from _best(why)
+    yield from _smallest(why)
+
+
+def _best(why: Why) -> Iterator[str]:
+    helping = why.helping
+    must_serve = why.request is not None and why.left is not None
+    if not helping:
+        yield (
+            "No setting serves the request on that much memory"
+            if must_serve
+            else f"No setting helps: none holds it in {ENOUGH:.0%} less"
+        )
+        return
+    best = helping[0]
+    peak = max(why.recorded.outcome.peak_reserved, 1)
+    saved = peak - best.outcome.peak_reserved
+    gain = (
+        "it serves the request"
+        if must_serve
+        else f"{format_bytes(saved)} less ({saved / peak:.1%})"
+    )
+    if why.as_if:
+        yield (
+            f"As-if: {best.settings or 'the defaults'} would be best, but {why.device} is not the "
+            "caching allocator's memory: nothing to set"
+        )
+        return
+    word = "Worth trying" if why.failure_is_missed else "Set"
+    yield f"{word}: {best.export}" + ("" if why.failure_is_missed else f"   ({gain})")
+    for warning in best.outcome.warnings:
+        yield f"  Mind: {warning}"
+    new = [key for key in NEW_KEYS if key in best.settings]
+    if new:
+        yield f"  Mind: PyTorch takes {' and '.join(new)} since 2026, and stops at it before"
+
+
+def _smallest(why: Why) -> Iterator[str]:
+    """The smallest device under the recorded settings, and under those that fit a smaller one."""
+    own = None if why.failure_is_missed else why.recorded.fit
+    told = []
+    if own is not None and own.capacity:
+        retries = own.at.retries if own.at else 0
+        costs = ""
+        if retries and own.roomy:
+            many = _count(retries, "retry", "retries")
+            costs = f" ({many}: cached memory is given back first; {_mib(own.roomy)} without)"
+        name = "the recorded settings" if why.settings_known else "the defaults"
+        told.append(f"{_mib(own.capacity)} with {name}{costs}")
+    elif why.failure_is_missed and why.left is not None:
+        told.append(
+            f"above {format_bytes(why.left)} with the recorded settings, which failed on it"
+        )
+    others = [one for one in why.helping if one.fit is not None and one.fit.capacity]
+    least = min(others, key=lambda one: (one.fit and one.fit.capacity) or 0, default=None)
+    if least is not None and least.fit is not None and least.fit.capacity:
+        if own is None or own.capacity is None or least.fit.capacity < own.capacity:
+            told.append(f"{_mib(least.fit.capacity)} with {least.settings or 'the defaults'}")
+        else:
+            told.append("no setting above fits a smaller one")
+    if told:
         yield f"Smallest device that would have held it, all for PyTorch: {'; '.join(told)}"
+
+
+def _mib(size: int) -> str:
+    return f"{size // 2**20:,} MiB"
 
 
 def _count(number: int, one: str, many: str = "") -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
-def _peak(why: Why) -> int:
-    return why.recorded.outcome.peak_reserved
-
-
-def _percent() -> str:
-    from workbench.replay.why import _ENOUGH
-
-    return f"{_ENOUGH:.0%}"
 
 
 def _belief(why: Why) -> Iterator[str]:

@@ -162,7 +162,7 @@ def test_the_page_is_written_whole_or_not_at_all(out_of_memory: Path, tmp_path: 
     assert "http" not in text.replace("http-equiv", "")
     again = why(out_of_memory, "--html", page)
     assert again.returncode == 2
-    assert "use --force" in again.stderr
+    assert "--force" in again.stderr
     assert why(out_of_memory, "--html", page, "--force").returncode == 0
     full = why(out_of_memory, "--html", "/dev/full")
     assert full.returncode in (1, 2)
@@ -209,3 +209,35 @@ def test_python_gets_the_same_answer(out_of_memory: Path, tmp_path: Path) -> Non
     assert "Fragmentation is to blame" in found._repr_html_()
     report = workbench.import_file(out_of_memory, tmp_path / "run.parquet")
     assert [check["kind"] for check in report.checks] == ["exact"]
+
+
+def test_a_failure_that_a_fresh_start_does_not_show_is_said_to_be_missed(tmp_path: Path) -> None:
+    """Cut behind the frees: what is stranded is from before the history."""
+    snapshot = maker.make_snapshot(operations(), capacity=200 * MIB)
+    trace = snapshot["device_traces"][0]
+    path = maker.save(maker.cut(snapshot, len(trace) - 1), tmp_path / "cut.pickle")
+    run = why(path)
+    assert "Mind: from a fresh start the recorded settings serve all of it too" in run.stdout
+    assert "default (as recorded)" in run.stdout
+    assert "Worth trying" in run.stdout
+    assert "Set: " not in run.stdout
+    assert "above 200.00 MiB with the recorded settings" in run.stdout
+    assert answer(path)["failure_is_missed"] is True
+
+
+def test_text_from_a_file_cannot_command_the_terminal(tmp_path: Path) -> None:
+    snapshot = maker.make_snapshot(operations(), capacity=200 * MIB)
+    for entry in snapshot["device_traces"][0]:
+        entry["frames"] = [{"filename": "[bold]x\x1b[31m\n.py", "line": 1, "name": "\x00f"}]
+    path = maker.save(snapshot, tmp_path / "bad.pickle")
+    run = why(path)
+    assert run.returncode == 0, run.stderr
+    assert "\x1b" not in run.stdout
+    assert "\x00" not in run.stdout
+    assert "[bold]x\ufffd[31m\ufffd.py:1" in run.stdout
+
+
+def test_an_impossible_device_memory_is_refused(out_of_memory: Path) -> None:
+    run = why(out_of_memory, "--device-memory", "10MiB")
+    assert run.returncode == 2
+    assert "--device-memory is less than" in run.stderr
