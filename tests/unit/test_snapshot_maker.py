@@ -24,7 +24,7 @@ COMPLETIONS = ["recorded", "immediate", "never", "delay:3"]
 
 def test_all_kinds_of_entries_are_made() -> None:
     seen = Counter[str]()
-    for seed in range(6):
+    for seed in range(4):
         operations = random_operations(random.Random(seed), 1000)
         for text in ("", "expandable_segments:True"):
             made = make_snapshot(operations, text, capacity=None if seed % 2 else 500 * MIB)
@@ -102,7 +102,7 @@ def renamed(addresses: Any) -> list[int]:
 
 def test_a_driver_lets_the_rules_differ() -> None:
     different = 0
-    for seed in range(10):
+    for seed in range(6):
         sizes = [MIB // 2, 3 * MIB, 12 * MIB]  # few, so that there are ties
         operations = [
             (op, name, sizes[size % 3] if op == "alloc" else size, stream)
@@ -116,7 +116,7 @@ def test_a_driver_lets_the_rules_differ() -> None:
         different += by_number["device_traces"] != by_address["device_traces"]
         addresses = [entry["addr"] for entry in entries(by_number, "segment_alloc")]
         assert addresses != sorted(addresses)
-    assert different > 5
+    assert different > 2
 
 
 @pytest.mark.parametrize("at", ["peak", 100, 700])
