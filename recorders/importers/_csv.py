@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, Final
 
@@ -9,12 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 
+from workbench.common.errors import BrokenFileError
 from workbench.recorders.importers._source import HEAD_BYTES, Progress, Source
 
 MOST_COLUMNS: Final = 64
 _BLOCK: Final = 2**23
+_LONGEST: Final = 2**20
+_COMMA: Final = ord(",")
+_NEWLINE: Final = ord("\n")
 _BOM: Final = b"\xef\xbb\xbf"
 
 
@@ -27,7 +31,7 @@ def header(head: bytes) -> list[str]:
 
 
 class Rows:
-    """The rows after the header, in batches of text columns.
+    """The rows after the header, in batches of text columns; lines without anything are left out.
 
     A last row that is cut short is left out, because whoever wrote it was killed.
 
@@ -43,7 +47,7 @@ class Rows:
         self._source = source
         self._columns = list(columns)
         self._progress = progress
-        self._odd: list[Any] = []
+        self._lines = 0  # before the block at hand
         self.cut_short = False
         self.done = 0
 
@@ -51,52 +55,113 @@ class Rows:
         """The batches.
 
         Raises:
-            BrokenFileError: a row has another number of columns, or is not text.
+            BrokenFileError: a row has another number of columns or a quote without its end, or a
+                line is longer than 1 MB.
         """
         with self._source.open(self._progress) as file:
-            try:
-                for batch in self._reader(file):
-                    self._check(self.done + batch.num_rows)
+            blocks = self._blocks(file)
+            block = next(blocks, b"")
+            while block:
+                following = next(blocks, b"")
+                batch = self._split(block)
+                if batch is None:
+                    batch = self._parse(block, is_last=not following)
+                if batch.num_rows:
                     yield batch
-                    self.done += batch.num_rows
-            except (pa.ArrowException, UnicodeDecodeError) as error:
-                if "Empty CSV file" not in str(error):
-                    raise self._source.broken(
-                        f"is not CSV as expected after row {self.done:,} "
-                        f"({str(error).splitlines()[0][:150]})"
-                    ) from error
-        self.cut_short = bool(self._odd)
+                self.done += batch.num_rows
+                self._lines += block.count(b"\n")
+                block = following
 
-    def _reader(self, file: IO[bytes]) -> Any:
-        def odd(row: Any) -> str:
-            if len(self._odd) < 2:
-                self._odd.append(row)
-            return "skip"
+    def _blocks(self, file: IO[bytes]) -> Iterator[bytes]:
+        """Whole lines, each with its end; all but the header."""
+        rest = b""
+        lines = 0
+        is_header = True
+        while True:
+            block = file.read(_BLOCK)
+            is_last = not block
+            if is_last and rest:
+                block = b"\n"  # the end that the last line may lack
+            end = block.rfind(b"\n") + 1
+            whole, rest = (rest + block[:end], block[end:]) if end else (b"", rest + block)
+            if is_header and whole:
+                is_header = False
+                lines = self._lines = 1
+                whole = whole[whole.index(b"\n") + 1 :]
+            if whole:
+                lines += whole.count(b"\n")
+                yield whole if whole.isascii() else whole.decode("latin1").encode()
+            if len(rest) > _LONGEST:
+                raise self._too_long(lines + 1)
+            if is_last:
+                return
 
-        return pyarrow.csv.open_csv(
-            file,
-            pyarrow.csv.ReadOptions(
-                use_threads=False,
-                block_size=_BLOCK,
-                skip_rows=1,
-                column_names=self._columns,
-                encoding="latin1",  # which any byte is, so that our own checks meet them all
-            ),
-            pyarrow.csv.ParseOptions(invalid_row_handler=odd),
-            pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(self._columns, pa.string())),
+    def _too_long(self, line: int) -> BrokenFileError:
+        return self._source.broken(f"line {line:,} is longer than 1 MB, as no row is")
+
+    def _split(self, block: bytes) -> pa.RecordBatch | None:
+        """The rows where every comma and every line's end is a column's; None where that is not so.
+
+        Arrow's own reader keeps a thread that may outlive a failed import, and Python with it.
+        """
+        letters = np.frombuffer(block, np.uint8)
+        ends = np.flatnonzero((letters == _COMMA) | (letters == _NEWLINE))
+        width = len(self._columns)
+        rows, over = divmod(len(ends), width)
+        is_newline = (letters[ends] == _NEWLINE).reshape(rows, width) if not over else None
+        if (
+            is_newline is None
+            or b'"' in block
+            or not is_newline[:, -1].all()
+            or is_newline[:, :-1].any()
+            or (width == 1 and (np.diff(ends, prepend=-1) == 1).any())
+        ):
+            return None
+        lines = np.diff(ends[width - 1 :: width], prepend=-1)
+        if lines.max() > _LONGEST:
+            raise self._too_long(self._lines + 1 + int(np.argmax(lines > _LONGEST)))
+        offsets = np.zeros(len(ends) + 1, np.int32)
+        offsets[1:] = ends + 1
+        values = pa.StringArray.from_buffers(len(ends), pa.py_buffer(offsets), pa.py_buffer(block))
+        places = np.arange(0, len(ends), width, dtype=np.int32)
+        return pa.RecordBatch.from_arrays(
+            [
+                # Each value still has the comma or the end after it.
+                pc.ascii_rtrim(values.take(pa.array(places + column)), ",\r\n")
+                for column in range(width)
+            ],
+            names=self._columns,
         )
 
-    def _check(self, rows: int) -> None:
-        """Refuse a row of the wrong width, unless it may be the last and cut short."""
-        if not self._odd:
-            return
-        row = self._odd[0]
-        is_last = len(self._odd) == 1 and row.number > rows + 1  # the header, and what was read
-        if not is_last or row.actual_columns > row.expected_columns:
+    def _parse(self, block: bytes, *, is_last: bool) -> pa.RecordBatch:
+        """Whatever `_split` could not: quotes, empty lines, a row cut short; or the reason why."""
+        lines = block.decode().split("\n")[:-1]
+        width = len(self._columns)
+        rows: list[list[str]] = []
+        for place, line in enumerate(lines, self._lines + 1):
+            if len(line) > _LONGEST:
+                raise self._too_long(place)
+            if not line.strip("\r"):
+                continue
+            try:
+                (row,) = csv.reader([line], strict=True)
+            except (csv.Error, ValueError) as error:
+                raise self._source.broken(
+                    f"line {place:,} is not CSV, as where a quote has no end"
+                ) from error
+            if len(row) == width:
+                rows.append(row)
+                continue
+            if len(row) < width and is_last and not any(lines[place - self._lines :]):
+                self.cut_short = True
+                break
             raise self._source.broken(
-                f"line {row.number} has {row.actual_columns} columns where the header has "
-                f"{row.expected_columns}"
+                f"line {place:,} has {len(row)} columns where the header has {width}"
             )
+        return pa.RecordBatch.from_arrays(
+            [pa.array([row[column] for row in rows], pa.string()) for column in range(width)],
+            names=self._columns,
+        )
 
     def names(self, batch: pa.RecordBatch, name: str) -> list[str]:
         """A column as text."""

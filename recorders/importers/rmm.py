@@ -23,7 +23,10 @@ SUMMARY = "log of RAPIDS RMM (.csv; rmm.enable_logging)"
 _COLUMNS: Final = ["Thread", "Time", "Action", "Pointer", "Size", "Stream"]
 _ACTIONS: Final = {"allocate": 0, "free": 1, "deallocate": 1, "allocate failure": 2}
 _DEVICE: Final = re.compile(r"\.dev(\d{1,4})\.")
-_CLOCK: Final = r"^(?P<h>[0-9]{1,2}):(?P<m>[0-9]{2}):(?P<s>[0-9]{2})(?:[.:](?P<f>[0-9]{1,9}))?$"
+_CLOCK: Final = (
+    r"^(?P<h>[01]?[0-9]|2[0-3]):(?P<m>[0-5][0-9]):(?P<s>[0-5][0-9]|60)"
+    r"(?:[.:](?P<f>[0-9]{1,9}))?$"
+)
 _EPOCH: Final = r"^(?P<s>[0-9]{1,10})(?:[.](?P<f>[0-9]{1,9}))?$"
 _POINTER: Final = r"^(\(nil\)|0x[0-9a-fA-F]{1,16}|[0-9a-fA-F]{1,16})$"
 _DAY_NS: Final = 86_400 * 10**9
@@ -55,9 +58,16 @@ def read(source: Source, progress: Progress | None) -> Imported:
         for name, column in _columns(rows, batch).items():
             found[name].append(column)
     if not found["Time"]:
-        raise source.broken("holds no rows", "run the program for longer")
+        what = "whole row, and ends in the middle of its first one" if rows.cut_short else "row"
+        raise source.broken(f"holds no {what}", "run the program for longer")
     thread, time, action, pointer, size, stream = (np.concatenate(found[name]) for name in _COLUMNS)
     notes: list[str] = []
+    nowhere = int(np.count_nonzero((action == 0) & (pointer == 0) & (size > 0)))
+    if nowhere:
+        notes.append(
+            f"{some(nowhere, 'allocation')} of more than 0 bytes at the null pointer, as from a "
+            "failing resource: counted as made."
+        )
     time = _rising(time, notes)
     streams = _numbered(stream, notes)
     threads, first, thread = np.unique(thread, return_index=True, return_inverse=True)
