@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from workbench.common.words import some as some
 from workbench.recorders.importers._pairing import match
 
 Array = npt.NDArray[Any]
@@ -99,11 +100,6 @@ def log_columns(
         "sizes_differ": int(np.count_nonzero(size[rows] != size[origin])),
     }
     return columns, rows, counts
-
-
-def some(count: int, what: str) -> str:
-    """``1 row`` or ``3 rows``."""
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def counted_notes(counts: dict[str, int]) -> list[str]:

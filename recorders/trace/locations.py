@@ -36,11 +36,20 @@ def find_files(source: str | Path) -> list[Location]:
         MissingPartError: no installed package can read such a URL.
     """
     shown = str(source)
+    try:
+        shown.encode()
+    except UnicodeEncodeError:
+        raise BrokenFileError(shown, "has a name that is not UTF-8", "rename it") from None
     filesystem, path = _open_filesystem(shown)
     try:
         info = filesystem.get_file_info(path)
         if info.type == fs.FileType.NotFound:
             raise BrokenFileError(shown, "there is no such file or folder", _NO_FILE)
+        if info.type == fs.FileType.Unknown:
+            # Such as a pipe: reading it would wait for a writer, and cannot go back.
+            raise BrokenFileError(
+                shown, "is neither a file nor a folder", "copy its content into a file"
+            )
         if info.type != fs.FileType.Directory:
             return [Location(filesystem, path, shown)]
         names = sorted(
