@@ -19,6 +19,7 @@ from workbench.common.units import format_bytes
 from workbench.replay import _engine
 from workbench.replay.cell import AllocatorSpec, choose_device
 from workbench.replay.events import LoadedTrace, Traffic
+from workbench.replay.worker import save_plan
 
 FORMAT_VERSION = 1
 METADATA_KEY = b"workbench.plan"
@@ -74,15 +75,44 @@ def plan_of_traffic(traffic: Traffic, settings: str = "") -> _engine.Plan:
     return replay.plan
 
 
-def plan_of_cell(traffic: Traffic, spec: AllocatorSpec) -> _engine.Plan:
-    """The plan of a cell: from the file that its settings name, else made of its own traffic.
+def plan_in_file(spec: AllocatorSpec) -> _engine.Plan | None:
+    """The plan in the file that the settings of ``plan`` name; None where they name none.
 
     Raises:
-        UsageError: a setting that will not do.
         BrokenFileError: not a plan.
     """
-    file = spec.settings_by_key().get("file")
-    return plan_of_traffic(traffic, spec.settings) if file is None else read_plan(file)[0]
+    file = spec.settings_by_key().get("file") if spec.name == "plan" else None
+    return None if file is None else read_plan(file)[0]
+
+
+@dataclass(frozen=True)
+class PlanOfCell:
+    """The plan that all processes of a cell run: made once, for planners may run out of time.
+
+    Args:
+        file: where workers find it.
+        facts: what there is to say of it.
+    """
+
+    file: Path
+    facts: dict[str, Any]
+
+    @classmethod
+    def make(cls, traffic: Traffic, spec: AllocatorSpec, file: Path) -> PlanOfCell:
+        """Take the plan that the settings name, else make one of `traffic`; write it to `file`.
+
+        Raises:
+            UsageError: a setting that will not do.
+            BrokenFileError: not a plan.
+        """
+        plan = plan_in_file(spec)
+        if plan is None:
+            try:
+                plan = plan_of_traffic(traffic, spec.settings)
+            except UsageError as error:
+                raise UsageError(f"--allocator {spec.label}: {error}") from None
+        save_plan(plan, file)
+        return cls(file, {**plan_facts(plan), "file": spec.settings_by_key().get("file")})
 
 
 def traffic_to_plan(loaded: LoadedTrace, wanted: str | None) -> tuple[Traffic, Origin]:

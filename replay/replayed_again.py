@@ -11,8 +11,9 @@ import pandas as pd
 
 from workbench.common.errors import BrokenFileError, RunError, UsageError
 from workbench.replay import _engine
+from workbench.replay.cell import AllocatorSpec
 from workbench.replay.events import Array, LoadedTrace, Traffic, load_trace
-from workbench.replay.plans import read_plan
+from workbench.replay.plans import plan_in_file
 from workbench.replay.snapshot import Snapshot
 from workbench.replay.stacks import read_stacks
 
@@ -37,16 +38,16 @@ class ReplayedAgain:
             )
         self._loaded, self._traffic = _trace_of(info)
         settings = info["allocator"]["settings"]
-        is_from_file = info["allocator"]["name"] == "plan" and "file" in settings
+        text = ",".join(f"{key}:{value}" for key, value in settings.items())
         self._replay = _engine.Replay(
             self._traffic.events(),
             info["allocator"]["name"],
-            ",".join(f"{key}:{value}" for key, value in settings.items()),
+            text,
             backend=info["backend"]["name"],
             capacity=info["capacity"]["bytes"],
             completion=info["completion"],
             after_oom=info.get("after_oom", "stop"),
-            plan=read_plan(settings["file"])[0] if is_from_file else None,
+            plan=plan_in_file(AllocatorSpec(info["allocator"]["name"], text)),
         )
 
     def at(self, event: SupportsIndex | str) -> Snapshot:

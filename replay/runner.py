@@ -27,11 +27,10 @@ from workbench.replay.cell import (
 )
 from workbench.replay.events import LoadedTrace, Traffic, load_trace
 from workbench.replay.machine import describe_machine, noise_warnings, package_versions
-from workbench.replay.plans import plan_facts, plan_of_cell, read_plan
+from workbench.replay.plans import PlanOfCell, plan_in_file
 from workbench.replay.processes import WORKER_COMMAND, RunOutcome, run_worker, scratch_folder
 from workbench.replay.result_writer import check_free, prepare_output, write_result
 from workbench.replay.results import FORMAT_VERSION, CellResult
-from workbench.replay.worker import save_plan
 
 REPEAT = 10
 LEAST_REPEAT = 3
@@ -88,14 +87,6 @@ class Session:
     errors: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """A plan that all processes of a cell run, in a file, and what there is to say of it."""
-
-    file: Path
-    facts: dict[str, Any]
-
-
 @dataclass
 class _Job:
     """One cell on its way: what it needs and what its processes have measured."""
@@ -106,7 +97,7 @@ class _Job:
     events: Path
     folder: Path
     unavailable: str | None
-    plan: _Plan | None = None
+    plan: PlanOfCell | None = None
     memory: dict[str, Any] | None = None
     arrays: Path | None = None
     runs: list[dict[str, Any]] = field(default_factory=list)
@@ -208,9 +199,7 @@ def _check_settings(text: str, spec: AllocatorSpec, backend: str) -> None:
     columns = {name: np.empty(0, dtype=dtype) for name, dtype in none.items()}
     try:
         events = _engine.Events(**columns, slot_count=0)
-        plan = None
-        if "file" in spec.settings_by_key() and spec.name == "plan":
-            plan = read_plan(spec.settings_by_key()["file"])[0]
+        plan = plan_in_file(spec)
         _engine.Replay(events, spec.name, spec.settings, backend=backend, plan=plan).memory(1)
     except ValueError as error:
         raise UsageError(f"--allocator {text}: {error}") from None
@@ -261,7 +250,7 @@ def _make_jobs(
                         events=events,
                         folder=output / cell.name(trace_name(loaded.path)),
                         unavailable=reasons[0] if reasons else None,
-                        plan=_plan(traffic, spec, scratch / f"plan-{len(jobs)}.npz")
+                        plan=PlanOfCell.make(traffic, spec, scratch / f"plan-{len(jobs)}.npz")
                         if info["runs_plan"] and not reasons
                         else None,
                     )
@@ -275,16 +264,6 @@ def _prepare(loaded: LoadedTrace, device: str, folder: Path) -> tuple[Traffic, P
     folder.mkdir()
     traffic.save(folder)
     return traffic, folder
-
-
-def _plan(traffic: Traffic, spec: AllocatorSpec, file: Path) -> _Plan:
-    try:
-        plan = plan_of_cell(traffic, spec)
-    except UsageError as error:
-        raise UsageError(f"--allocator {spec.label}: {error}") from None
-    save_plan(plan, file)
-    facts = plan_facts(plan)
-    return _Plan(file, {**facts, "file": spec.settings_by_key().get("file")})
 
 
 def _check_folders(jobs: Sequence[_Job], options: Options) -> None:
