@@ -24,7 +24,7 @@ COMPLETIONS = ["recorded", "immediate", "never", "delay:3"]
 
 def test_all_kinds_of_entries_are_made() -> None:
     seen = Counter[str]()
-    for seed in range(4):
+    for seed in range(6):
         operations = random_operations(random.Random(seed), 1000)
         for text in ("", "expandable_segments:True"):
             made = make_snapshot(operations, text, capacity=None if seed % 2 else 500 * MIB)
