@@ -41,7 +41,9 @@ class Checker {
     if (bytes_.empty()) throw std::invalid_argument("is empty");
     if (bytes_[0] != '\x80') Fail("is not a pickle of protocol 2 to 5");
     while (!stopped_) Step();
-    if (at_ != bytes_.size()) Fail("has " + std::to_string(bytes_.size() - at_) + " bytes after");
+    if (const std::size_t more = bytes_.size() - at_; more != 0) {
+      Fail("has " + std::to_string(more) + (more == 1 ? " byte" : " bytes") + " after its end,");
+    }
   }
 
  private:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from workbench.common.errors import UsageError
+from workbench.common.words import some
 from workbench.recorders.exporters import Progress, TraceSource, Written
 from workbench.recorders.trace.checks import OPS, TextCodes
 
@@ -55,7 +56,7 @@ def write(source: TraceSource, path: Path, progress: Progress) -> Written:
         raise UsageError(f"--device {source.device!r} is not in {source.file.path}; it has {known}")
     shown = [source.device] if source.device is not None else devices
     return Written(
-        f"{counted.values:,} values of live bytes on {', '.join(shown) or 'no device'}",
+        f"{some(counted.values, 'value')} of live bytes on {', '.join(shown) or 'no device'}",
         "open {path} at https://ui.perfetto.dev or chrome://tracing",
         {"devices": shown, "values": counted.values},
     )

@@ -10,6 +10,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from workbench.common.units import format_bytes
+from workbench.common.words import some
 from workbench.recorders.exporters import Progress, TraceSource, Written, choose_device
 from workbench.recorders.trace.checks import OPS, TextCodes
 
@@ -60,8 +61,8 @@ def write(source: TraceSource, path: Path, progress: Progress) -> Written:
     peak = _peak(table)
     left_out = f", {empty:,} of 0 bytes left out" if empty else ""
     return Written(
-        f"{table.num_rows:,} allocations of {device or 'no device'}{left_out}; no plan can be "
-        f"lower than the peak of live bytes, {format_bytes(peak)}",
+        f"{some(table.num_rows, 'allocation')} of {device or 'no device'}{left_out}; "
+        f"no plan can be lower than the peak of live bytes, {format_bytes(peak)}",
         f"plan offsets with minimalloc --input={{path}} --output=plan.csv --capacity={peak}",
         {
             "device": device,

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from workbench.common.units import format_bytes
+from workbench.common.words import some
 from workbench.recorders.exporters import Progress, ReplaySource, Written
 from workbench.recorders.exporters._torch_settings import allocator_settings, rounded
 from workbench.recorders.trace.history import ACTIONS, STATES
@@ -35,8 +36,10 @@ def write(source: ReplaySource, path: Path, progress: Progress) -> Written:
     with path.open("wb") as file:
         pickle.dump(snapshot, file, protocol=PROTOCOL)
     history = source.history
+    count = len(history.action)
     return Written(
-        f"{len(history.action):,} entries and {len(snapshot['segments']):,} segments of "
+        f"{count:,} {'entry' if count == 1 else 'entries'} and "
+        f"{some(len(snapshot['segments']), 'segment')} of "
         f"{history.device}, {format_bytes(history.after.reserved)} reserved",
         "drop {path} onto https://pytorch.org/memory_viz, or: "
         "python -m torch.cuda._memory_viz trace_plot {path} -o memory.html",

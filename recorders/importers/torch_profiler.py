@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -93,7 +94,7 @@ class _Log:
             found = self._those_that_fit(events, at)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise self._source.broken(
-                f"is not JSON somewhere after byte {at:,} ({error})", _REMEDY
+                f"is not JSON somewhere after byte {at:,}", _REMEDY
             ) from error
         for event in found:
             if event.name == _MEMORY:
@@ -114,12 +115,12 @@ class _Log:
                 if _MEMORY.encode() in bytes(one):
                     raise self._source.broken(
                         f"has a memory event somewhere after byte {at:,} that cannot be used "
-                        f"({error})",
+                        f"({_reason(error)})",
                         _REMEDY,
                     ) from error
             except UnicodeDecodeError as error:
                 raise self._source.broken(
-                    f"is not UTF-8 somewhere after byte {at:,} ({error})", _REMEDY
+                    f"is not UTF-8 somewhere after byte {at:,}", _REMEDY
                 ) from error
         return found
 
@@ -128,13 +129,15 @@ class _Log:
 
     def _memory(self, event: _Event) -> None:
         time = _nanoseconds(event.ts)
+        if not event.args:
+            raise self._bad(event, "its args are missing")
         try:
             about = _ARGUMENTS.decode(event.args)
             address = about.address
             if isinstance(address, str):
                 address = int(address, 0)
         except (msgspec.MsgspecError, ValueError) as error:
-            raise self._bad(event, str(error)) from error
+            raise self._bad(event, _reason(error)) from error
         if time is None:
             raise self._bad(event, "its time is missing or out of range")
         if not -MOST_BYTES < about.bytes < MOST_BYTES:
@@ -181,6 +184,19 @@ class _Log:
         rows, addresses = np.concatenate(self._pieces), np.concatenate(self._address_pieces)
         order = np.lexsort((rows[:, 1], rows[:, 0]))
         return rows[order].T, addresses[order]
+
+
+def _reason(error: Exception) -> str:
+    """What does not fit, of what msgspec says in words of its own."""
+    missing = re.search("missing required field `([^`]+)`", str(error))
+    wrong = re.search(r"at `\$\.([^`]+)`", str(error))
+    if missing:
+        return f"its {missing[1]} is missing"
+    if wrong:
+        return f"its {wrong[1]} is not of the right kind"
+    if isinstance(error, msgspec.MsgspecError):
+        return "its args are not an object"
+    return "its Addr is not a number"
 
 
 def _nanoseconds(microseconds: float | None) -> int | None:
@@ -250,7 +266,9 @@ def _scan(source: Source, progress: Progress | None) -> tuple[_Log, _Header]:
     try:
         return log, msgspec.json.decode(outside, type=_Header)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise source.broken(f"is not JSON as the profiler writes it ({error})", _REMEDY) from error
+        raise source.broken(
+            "is not JSON as the profiler writes it, outside of its events", _REMEDY
+        ) from error
 
 
 def _device_name(kind: int, number: int) -> str:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from workbench.common.units import format_bytes
 from workbench.recorders.importers import Imported
-from workbench.recorders.importers._columns import text
+from workbench.recorders.importers._columns import some, text
 from workbench.recorders.importers._pickle import load_plain
 from workbench.recorders.importers._snapshot_file import (
     NOT_TOLD,
@@ -65,7 +65,7 @@ def read(source: Source, progress: Progress | None) -> Imported:
         # Every item takes a byte of the file at least.
         file = read_snapshot(data, source.size * (300 if source.is_gzip else 1))
     except ShapeError as error:
-        raise source.broken(f"is a pickle, but no memory snapshot: it {error}", _REMEDY) from None
+        raise source.broken(f"is a pickle, but no memory snapshot ({error})", _REMEDY) from None
     del data
     return _Importing(source, file).imported()
 
@@ -217,9 +217,9 @@ class _Importing:
             if part.live or history.before.reserved:
                 reasons.append(
                     f"the history of {history.device} begins in mid-run: "
-                    f"{part.live:,} blocks were live before it, in "
-                    f"{format_bytes(history.before.reserved)} of segments; they are in the trace "
-                    "as live events"
+                    f"{some(part.live, 'block')} {'was' if part.live == 1 else 'were'} live before "
+                    f"it, in {format_bytes(history.before.reserved)} of segments; they are in the "
+                    "trace as live events"
                 )
         streams = {
             str(number): {"pointer": int(pointer)} for number, pointer in enumerate(self._streams)

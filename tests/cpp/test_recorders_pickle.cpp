@@ -101,7 +101,7 @@ TEST(ends_are_where_they_belong) {
   CHECK(says("hello"sv, "not a pickle"));
   CHECK(says("\x80"sv, "cut short"));
   CHECK(says("\x80\x02]"sv, "cut short: its end is missing at byte 3"));
-  CHECK(says("\x80\x02N.."sv, "1 bytes after"));
+  CHECK(says("\x80\x02N.."sv, "has 1 byte after its end, at byte 3"));
   CHECK(says("\x80\x02."sv, "left over"));
   CHECK(says("\x80\x02NN."sv, "left over"));
   CHECK(says("\x80\x02(N."sv, "left over"));

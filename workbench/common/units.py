@@ -20,6 +20,7 @@ _BYTES = {
     "GB": 10**9,
     "TB": 10**12,
 }
+_MOST = 2**62
 
 
 def parse_size(text: str, name: str) -> int:
@@ -31,11 +32,13 @@ def parse_size(text: str, name: str) -> int:
         name: the option the text was given to, for the message.
 
     Raises:
-        UsageError: not a size, or not above zero.
+        UsageError: not a size, not above zero, or 4 EiB and more.
     """
     match = _SIZE.fullmatch(text.strip())
     size = int(Decimal(match["number"]) * _BYTES[match["unit"]]) if match else 0
-    if size <= 0 or size >= 2**62:
+    if size >= _MOST:
+        raise UsageError(f"{name} {text!r} is too large; it must be below {_MOST // 2**40:,} TiB")
+    if size <= 0:
         raise UsageError(
             f"{name} {text!r} is not a size above zero; write for example 80GiB, 512MiB or 1000000"
         )
