@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from workbench.common import torch_build
 from workbench.common.errors import MissingPartError, RunError, UsageError
+from workbench.common.outputs import check_output
 from workbench.common.version import __version__
 from workbench.recorders.recovery import ABOUT, HowItEnded
 
@@ -117,9 +118,8 @@ def open_spool(options: RecordOptions, command: Sequence[str]) -> Spool:
             recording uses the spool; the spool would lie in memory.
     """
     output = options.output.absolute()
-    _check_folder(output.parent, "-o")
-    if output.is_dir():
-        raise UsageError(f"{output} is a folder; name a file with -o, such as {output}/run.parquet")
+    # Whether it exists is asked below, once no other recording is writing it.
+    check_output(output, force=True, inputs=filter(os.path.isfile, command), is_trace=True)
     base = (options.spool or output.parent).absolute()
     if options.spool is not None:
         _check_folder(base, "--spool")

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from workbench.common.errors import BrokenFileError, RunError, UsageError, WorkbenchError
+from workbench.common.outputs import check_output
 from workbench.common.version import __version__
+from workbench.common.words import printable
 
 ABOUT = "recording.json"  # in the spool folder: what the recording was to become
 
@@ -239,7 +241,7 @@ def _report(traces: Sequence[RecordedProcess]) -> None:
         what = f"{trace.rows:,} events"
         if trace.lost:
             what += f", INCOMPLETE: {trace.lost:,} later ones lost"
-        print(f"wb: recorded {trace.path} ({what})", file=sys.stderr)
+        print(f"wb: recorded {printable(str(trace.path))} ({what})", file=sys.stderr)
 
 
 def recover(spool: Path, output: Path | None, *, force: bool) -> list[RecordedProcess]:
@@ -283,8 +285,9 @@ def recover(spool: Path, output: Path | None, *, force: bool) -> list[RecordedPr
                     f"process {described['process_id']} still records into {spool}; "
                     "wait for its end, or end it"
                 )
-        if output.exists() and not force:
-            raise UsageError(f"{output} exists; use --force to replace it, or -o")
+        check_output(output, force=force, is_trace=True)
+        if spool.resolve() in output.resolve().parents:
+            raise UsageError(f"{output} lies in the spool, which is removed; use another -o")
         traces = convert_and_report(spool, output, None, None)
         shutil.rmtree(spool, ignore_errors=True)
     return traces

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from workbench.common.errors import BrokenFileError
+from workbench.common.outputs import stacks_beside
 
 if TYPE_CHECKING:
     from workbench.replay.events import Array, LoadedTrace
@@ -29,8 +30,10 @@ def read_stacks(loaded: LoadedTrace) -> tuple[Array, list[str]]:
     from workbench.recorders.trace import open_trace
 
     path = Path(loaded.path)
-    table = path.with_name(f"{path.stem}.stacks.parquet")
-    if not loaded.metadata.get("stacks") or not table.is_file():
+    # They lie beside the trace itself; where links to both were made, beside the link.
+    beside = (stacks_beside(path), path.with_name(f"{path.stem}.stacks.parquet"))
+    table = next((file for file in beside if file.is_file()), path)
+    if table == path or not loaded.metadata.get("stacks"):
         return np.full(loaded.rows, -1, dtype=np.int64), []
     try:
         column = pq.read_table(table, columns=["stack"]).column("stack").cast(pa.string())

@@ -10,8 +10,10 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
 from importlib import import_module
 from pkgutil import iter_modules
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -19,6 +21,7 @@ import typer
 from workbench import commands
 from workbench.common.errors import WorkbenchError
 from workbench.common.version import __version__
+from workbench.common.words import printable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -63,19 +66,52 @@ def _terminated(number: int, _: object) -> None:
     raise Terminated(number)
 
 
+def _again(number: int) -> None:
+    """Raise a signal's exception once more, in a moment."""
+
+    def on_alarm(_: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise Terminated(number)
+
+    signal.signal(signal.SIGALRM, on_alarm)
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
+
+
+def _unraisable(lost: sys.UnraisableHookArgs) -> None:
+    """Python drops what is raised in a destructor or a weak reference's callback.
+
+    There is one after every import of a module: what a signal raised there must not be lost.
+    """
+    if isinstance(lost.exc_value, Terminated):
+        _again(int(lost.exc_value.args[0]))
+    elif isinstance(lost.exc_value, KeyboardInterrupt):
+        _again(signal.SIGINT)
+    else:
+        sys.__unraisablehook__(lost)
+
+
+def _reasons(error: BaseException) -> Iterator[BaseException]:
+    """What was being handled when `error` was raised, and before."""
+    reason: BaseException | None = error
+    while reason is not None:
+        yield reason
+        reason = reason.__cause__ or reason.__context__
+
+
 def main() -> None:
     """Run ``wb`` and end the process with its exit code (docs: 0 done, 1 failed, 2 wrong use)."""
-    _add_commands()
     # As Ctrl-C, so that what a command began is removed; `wb record` hands both to the program.
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup: stays so
             signal.signal(number, _terminated)
+    sys.unraisablehook = _unraisable
     try:
-        app()
+        _run()
     except WorkbenchError as error:
         if os.environ.get("WORKBENCH_DEBUG"):
             traceback.print_exc()
-        print(f"wb: {error}", file=sys.stderr)
+        print(f"wb: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("wb: interrupted", file=sys.stderr)
@@ -85,12 +121,32 @@ def main() -> None:
         sys.exit(128 + int(end.args[0]))
     except BrokenPipeError:
         # The reader of our output went away (`wb info … | head`): nothing is wrong.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go_of_output()
         sys.exit(0)
     except OSError as error:
         if os.environ.get("WORKBENCH_DEBUG"):
             traceback.print_exc()
         # Files of ours are reported where they are written: what is left is our output's end.
         print(f"wb: cannot write the output ({error.strerror}); make room for it", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go_of_output()
         sys.exit(1)
+
+
+def _run() -> None:
+    """Run the command; what typer and rich end the process for, as the exception it was."""
+    _add_commands()
+    try:
+        app()
+    except SystemExit as end:
+        for reason in _reasons(end):
+            if isinstance(reason, (BrokenPipeError, KeyboardInterrupt)):
+                raise reason from None
+        # What is still held back is written here, where the reader's absence can be told.
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        raise
+
+
+def _let_go_of_output() -> None:
+    """So that Python does not try again to write the rest when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.common.errors import BrokenFileError, RunError, TraceError, UsageError
+from workbench.common.errors import BrokenFileError, RunError, TraceError
 
 if TYPE_CHECKING:
     from workbench.recorders.importers import Imported
@@ -90,11 +89,13 @@ def import_file(
         BrokenFileError: `source` cannot be read, is of no known kind, or is broken.
         RunError: the disk is full, or memory was not enough; nothing half-written is left.
     """
+    from workbench.common.outputs import check_output
+    from workbench.common.words import printable
     from workbench.recorders.importers import Source, importer_for
 
     source, output = Path(source), Path(output)
     opened = Source(source)
-    _check_output(source, output, force)
+    check_output(output, force=force, inputs=[source], is_trace=True)
     importer = importer_for(opened, kind)
     call = progress or (lambda what, done, total: None)
     try:
@@ -102,7 +103,7 @@ def import_file(
         call("Checking the allocator", 0, 1)
         about = {
             "kind": importer.NAME,
-            "file": source.name,
+            "file": printable(source.name),
             "notes": imported.notes,
             "checks": _checks(imported),
         }
@@ -177,21 +178,6 @@ def _checks(imported: Imported) -> list[dict[str, Any]]:
         if verdict.kind == "exact" and "rules:" in verdict.settings:
             imported.metadata["allocator"] = {**told, "settings": verdict.settings}
     return [verdict.to_json() for verdict in verdicts]
-
-
-def _check_output(source: Path, output: Path, force: bool) -> None:
-    if output.is_dir():
-        raise UsageError(f"{output} is a folder; name a file with -o, such as {output}/run.parquet")
-    folder = output.absolute().parent
-    if not folder.is_dir():
-        raise UsageError(f"the folder {folder} does not exist; create it, or use another -o")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"the folder {folder} is read-only; use another -o")
-    if output.exists():
-        if output.samefile(source):
-            raise UsageError(f"{output} is the file to import; name another with -o")
-        if not force:
-            raise UsageError(f"{output} exists; use --force to replace it, or another -o")
 
 
 def _write(

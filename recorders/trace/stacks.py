@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from workbench.common.errors import RunError
 from workbench.common.files import replaced_file
+from workbench.common.outputs import stacks_beside
 
 
 def write_stacks(trace: Path, stacks: Sequence[str]) -> Path | None:
@@ -22,7 +23,7 @@ def write_stacks(trace: Path, stacks: Sequence[str]) -> Path | None:
     Raises:
         RunError: the disk is full, or writing fails for another reason.
     """
-    path = trace.with_name(f"{trace.stem}.stacks.parquet")
+    path = stacks_beside(trace)
     if not stacks:
         path.unlink(missing_ok=True)
         return None

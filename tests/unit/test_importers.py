@@ -301,7 +301,7 @@ def test_a_trace_is_replaced_only_by_force(imported: Import, tmp_path: Path) -> 
     with pytest.raises(UsageError, match="--force"):
         imported("id,lower,upper,size\n1,0,1,2\n")
     assert imported("id,lower,upper,size\n1,0,1,2\n", force=True)[1]["size"] == [2, 2]
-    with pytest.raises(UsageError, match="is the file to import"):
+    with pytest.raises(UsageError, match="is read by this command"):
         import_file(tmp_path / "file.csv", tmp_path / "file.csv", force=True)
 
 

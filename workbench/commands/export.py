@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -77,13 +76,14 @@ def command(
     """
     from workbench.commands._progress import progress_bar
     from workbench.common.outputs import check_output, output_file
+    from workbench.common.words import printable, shell_word
     from workbench.recorders.exporters import discover
 
     exporter = _choose(discover(), to, output)
     replays = {"--allocator": allocator, "--capacity": capacity, "--at": at}
     if exporter.NEEDS != "replay":
         _refuse(exporter, replays)
-    check_output(output, force=force)
+    check_output(output, force=force, inputs=[trace])
     with progress_bar() as progress:
         source: ReplaySource | TraceSource
         about: dict[str, Any] = {}
@@ -97,12 +97,12 @@ def command(
     if as_json:
         print(json.dumps(shown, indent=1))
         return
-    typer.echo(f"{output}: {written.summary}")
+    typer.echo(printable(f"{output}: {written.summary}"))
     if about.get("out_of_memory"):
         typer.echo(
             f"Out of memory at event {about['event']:,}; {about['events_left']:,} events come after"
         )
-    typer.echo(f"Next: {written.next.format(path=shlex.quote(str(output)))}")
+    typer.echo(f"Next: {written.next.format(path=shell_word(str(output)))}")
 
 
 def _choose(exporters: dict[str, Exporter], to: str | None, output: Path) -> Exporter:

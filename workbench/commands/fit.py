@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,6 +64,7 @@ def command(
 def _print(fits: Fits, trace: str) -> None:
     from rich.console import Console
 
+    from workbench.common.words import shell_line
     from workbench.replay.fit_summary import parts
 
     # A pipe has no width: take one that holds the table unbroken.
@@ -78,4 +78,4 @@ def _print(fits: Fits, trace: str) -> None:
     allocator = ":".join(part for part in (least.replayed.name, least.replayed.settings) if part)
     words = ["wb", "replay", trace, "-a", allocator, "--capacity"]
     words.append(f"{(least.capacity or 0) // 2**20}MiB")
-    console.print(f"\nNext: {shlex.join(words)}", markup=False, soft_wrap=True)
+    console.print(f"\nNext: {shell_line(words)}", markup=False, soft_wrap=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -77,6 +76,7 @@ def _print(report: ImportReport) -> None:
     from workbench.commands._imported import check_lines, note_lines
     from workbench.commands.info import plain, warnings
     from workbench.common.units import format_bytes
+    from workbench.common.words import shell_word
 
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
     summary = report.summary
@@ -88,6 +88,6 @@ def _print(report: ImportReport) -> None:
     ]
     lines += note_lines(report.notes) + check_lines(report.checks)
     lines += [f"Warning: {warning}" for warning in warnings(summary)]
-    lines += [f"Next: wb info {shlex.quote(str(report.output))}"]
+    lines += [f"Next: wb info {shell_word(str(report.output))}"]
     for line in lines:
         console.print(plain(line), soft_wrap=True)

@@ -405,4 +405,6 @@ def plain(text: str) -> str:
     """Text from a file, safe to print: no markup of ours, no commands to the terminal."""
     from rich.markup import escape
 
-    return escape("".join(letter if letter.isprintable() else "�" for letter in text))
+    from workbench.common.words import printable
+
+    return escape(printable(text))

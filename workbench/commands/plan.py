@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -77,13 +76,13 @@ def command(
     from workbench.replay.plans import compare, is_plan, plan_facts, traffic_to_plan, write_plan
 
     if output is not None:
-        check_output(output, force=force)
+        check_output(output, force=force, inputs=[trace, check or trace])
     given = {"planner": planner, "alignment": alignment, "seconds": seconds}
     settings = [f"{key}:{value}" for key, value in given.items()]
     settings += [f"steps:{steps}"] if steps is not None else []
     settings += [f"thread:{thread}"] if thread is not None else []
     with progress_bar() as progress:
-        if check is not None and is_plan(trace):
+        if check is not None and Path(trace).is_file() and is_plan(trace):
             if output is not None or steps is not None or thread is not None:
                 raise UsageError(
                     f"{trace} is a plan already; leave out -o, --steps and --thread, or name the "
@@ -143,12 +142,15 @@ def _print(
 ) -> None:
     from rich.console import Console
 
+    from workbench.common.words import printable, shell_line
+
     # A pipe has no width: take one that holds the lines unbroken.
     console = Console(width=None if sys.stdout.isatty() else 180, highlight=False)
     for line in _lines(facts):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(printable(line), markup=False, soft_wrap=True)
     if compared is not None:
-        console.print(_verdict(compared, str(check)), markup=False, soft_wrap=True)
+        console.print()
+        console.print(printable(_verdict(compared, str(check))), markup=False, soft_wrap=True)
     words = ["wb", "replay", trace, "-a", "plan", "-a", "caching"]
     if facts["path"] is not None:
         words[4] = f"plan:file:{facts['path']}"
@@ -156,7 +158,7 @@ def _print(
         words[4] += ",on_mismatch:fallback" if facts["steps"] else ""
     elif compared is not None:
         words = ["wb", "replay", str(check), "-a", "plan:on_mismatch:fallback"]
-    console.print(f"\nNext: {shlex.join(words)}", markup=False, soft_wrap=True)
+    console.print(f"\nNext: {shell_line(words)}", markup=False, soft_wrap=True)
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:
@@ -184,9 +186,9 @@ def _lines(facts: dict[str, Any]) -> list[str]:
 
 def _verdict(compared: Comparison, check: str) -> str:
     if compared.matches:
-        return f"\n{check} keeps to the plan: {compared.found:,} allocations, all as planned"
+        return f"{check} keeps to the plan: {compared.found:,} allocations, all as planned"
     return (
-        f"\n{check} does not keep to the plan: {compared.problem}; of "
+        f"{check} does not keep to the plan: {compared.problem}; of "
         f"{min(compared.planned, compared.found):,} ids {compared.sizes_differ:,} have another "
         f"size and {compared.lifetimes_differ:,} another lifetime"
     )

@@ -57,6 +57,7 @@ def command(
     """
     from workbench.common.errors import UsageError
     from workbench.common.units import parse_size
+    from workbench.common.words import printable
     from workbench.recorders import recording
     from workbench.recorders.recovery import NoTraceError, convert_and_report
 
@@ -90,7 +91,7 @@ def command(
         convert_and_report(spool.folder, options.output, process_id, ended)
     except NoTraceError as error:
         spool.remove()
-        print(f"wb: {error}", file=sys.stderr)
+        print(f"wb: {printable(str(error))}", file=sys.stderr)
         sys.exit(ended.exit_code or error.exit_code)
     spool.remove()
     sys.exit(ended.exit_code)

@@ -84,11 +84,12 @@ def command(
     """
     from workbench.commands._progress import progress_bar
     from workbench.common.errors import RunError, UsageError
+    from workbench.common.outputs import check_output
     from workbench.common.units import parse_size
     from workbench.replay.runner import Options, replay_traces
 
-    if html is not None and not html.parent.is_dir():
-        raise UsageError(f"--html {html}: {html.parent} does not exist; make it first")
+    if html is not None:
+        check_output(html, force=True, inputs=traces, option="--html")
     if stats not in (None, "torch"):
         raise UsageError(f"--stats {stats!r} is not known; write --stats torch")
     options = Options(
@@ -127,6 +128,7 @@ def _document(session: Session) -> dict[str, object]:
 def _print(session: Session, output: Path, html: Path | None, *, torch_statistics: bool) -> None:
     from rich.console import Console
 
+    from workbench.common.words import printable, shell_word
     from workbench.replay.summary import (
         memory_table,
         notes,
@@ -148,10 +150,10 @@ def _print(session: Session, output: Path, html: Path | None, *, torch_statistic
     for note in notes(session.results, session.left_out):
         console.print(note, markup=False)
     if html is not None:
-        console.print(f"\nThe page: {html}", markup=False, soft_wrap=True)
+        console.print("\n" + printable(f"The page: {html}"), markup=False, soft_wrap=True)
     else:
         console.print(
-            f"\nNext: wb report {shlex.quote(str(output))} -o report.html",
+            f"\nNext: wb report {shell_word(str(output))} -o report.html",
             markup=False,
             soft_wrap=True,
         )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -34,17 +32,13 @@ def command(
 
         wb report before/ after/ -o comparison.html
     """
-    from workbench.common.errors import RunError, UsageError
-    from workbench.common.files import replaced_file
+    from workbench.common.errors import UsageError
+    from workbench.common.outputs import check_output, output_file
+    from workbench.common.words import printable
     from workbench.replay.results import load_results
     from workbench.reports.page import GENERATOR, page
 
-    if output.is_dir():
-        raise UsageError(f"{output} is a folder; name a file with -o, such as {output}/report.html")
-    if not output.parent.is_dir():
-        raise UsageError(f"{output.parent} does not exist; make it, or name another file with -o")
-    if not os.access(output.parent, os.W_OK):
-        raise UsageError(f"{output.parent} cannot be written to; name another file with -o")
+    check_output(output, force=True, inputs=results)
     if output.exists() and not force:
         with output.open("rb") as file:
             if GENERATOR.encode() not in file.read(1000):
@@ -53,14 +47,6 @@ def command(
                     "or name another file with -o"
                 )
     text = page(load_results(results))
-    try:
-        with replaced_file(output) as part:
-            part.write_text(text, encoding="utf-8")
-    except OSError as error:
-        problem = f"cannot write {output} ({os.strerror(error.errno or 0)})"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
-            raise RunError(
-                f"{problem}; nothing half-written was left: make room, or name another file with -o"
-            ) from None
-        raise UsageError(f"{problem}; name another file with -o") from None
-    typer.echo(f"{output}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser")
+    with output_file(output) as part:
+        part.write_text(text, encoding="utf-8")
+    typer.echo(f"{printable(str(output))}: {len(text.encode()) / 1e6:.1f} MB; open it in a browser")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -90,6 +89,7 @@ def command(
 def _print(tuning: Tuning, trace: str, top: int) -> None:
     from rich.console import Console
 
+    from workbench.common.words import shell_line
     from workbench.replay.tune_summary import follow_up, parts
 
     # A pipe has no width: take one that holds the tables unbroken.
@@ -97,4 +97,4 @@ def _print(tuning: Tuning, trace: str, top: int) -> None:
     for part in parts(tuning, top):
         # Lines are not broken by us: one of them is to be copied.
         console.print(part, markup=not isinstance(part, str), soft_wrap=isinstance(part, str))
-    console.print(f"\nNext: {shlex.join(follow_up(tuning, trace))}", markup=False, soft_wrap=True)
+    console.print(f"\nNext: {shell_line(follow_up(tuning, trace))}", markup=False, soft_wrap=True)

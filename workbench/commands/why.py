@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -50,14 +49,12 @@ def command(
         wb why run.parquet --capacity 24GiB --json
     """
     from workbench.commands._progress import progress_bar
-    from workbench.common.errors import UsageError
+    from workbench.common.outputs import check_output
     from workbench.common.units import parse_size
     from workbench.importing import explain
 
-    if html is not None and html.exists() and not force:
-        raise UsageError(f"--html {html}: exists; use --force to replace it")
-    if html is not None and not html.absolute().parent.is_dir():
-        raise UsageError(f"--html {html}: {html.parent} does not exist; make it first")
+    if html is not None:
+        check_output(html, force=force, inputs=[file], option="--html")
     sizes = [
         None if text is None else parse_size(text, name)
         for text, name in ((capacity, "--capacity"), (device_memory, "--device-memory"))
@@ -77,31 +74,26 @@ def command(
 
 
 def _write_page(why: Why, html: Path) -> None:
-    from workbench.common.errors import RunError
-    from workbench.common.files import replaced_file
+    from workbench.common.outputs import output_file
     from workbench.replay import why_summary
 
-    try:
-        with replaced_file(html) as part:
-            part.write_text(why_summary.html(why), encoding="utf-8")
-    except OSError as error:
-        raise RunError(
-            f"{html}: the page could not be written ({error.strerror}); make room, or name "
-            "another file"
-        ) from error
+    text = why_summary.html(why)
+    with output_file(html, "--html") as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def _print(why: Why, file: str, html: Path | None) -> None:
     from rich.console import Console
 
+    from workbench.common.words import printable, shell_word
     from workbench.replay.why_summary import parts
 
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     for part in parts(why):
         console.print(part, markup=False, soft_wrap=isinstance(part, str))
     if html is not None:
-        console.print(f"The page: {html}", markup=False, soft_wrap=True)
-    name = shlex.quote(file)
+        console.print(printable(f"The page: {html}"), markup=False, soft_wrap=True)
+    name = shell_word(file)
     trace = name if file.endswith(".parquet") else "run.parquet"
     first = "" if trace == name else f"wb import {name} -o run.parquet && "
     console.print(f"Next: {first}wb tune {trace}", markup=False, soft_wrap=True)
