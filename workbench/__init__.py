@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
 
 from workbench.common.version import __version__
 
+# Not imported: `typing` takes a while to load, in which Ctrl-C would print where it struck.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from workbench.api import fit, import_file, mark_step, record, replay, tune, why
     from workbench.common.errors import WorkbenchError
 
