@@ -125,7 +125,7 @@ def test_traffic_of_the_cpu_as_if_on_a_device(tmp_path: Path, make_trace: MakeTr
     make_trace()
     run = wb(tmp_path, "export", "run.parquet", "-o", "x.pickle")
     assert run.returncode == 0, run.stderr
-    assert "segments of cpu" in run.stdout
+    assert " and 1 segment of cpu" in run.stdout
 
 
 def test_the_device_is_chosen(tmp_path: Path, make_trace: MakeTrace) -> None:
