@@ -39,6 +39,10 @@ def test_stacks_belong_to_the_trace_that_is_read_or_written(tmp_path: Path) -> N
     with pytest.raises(UsageError, match=r"run.stacks.parquet is read by this command"):
         check_output(tmp_path / "run.parquet", force=False, inputs=[stacks], is_trace=True)
     check_output(tmp_path / "run.parquet", force=False, inputs=[stacks])
+    # Those of an earlier import of the same file are no part of that file.
+    check_output(
+        tmp_path / "run.parquet", force=False, inputs=[tmp_path / "run.pickle"], is_trace=True
+    )
 
 
 def test_what_lies_in_a_folder_that_is_read_is_not_replaced(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def _files(inputs: Iterable[str | Path]) -> Iterator[Path]:
     """The files that may be read where `inputs` are named; a result's lie two folders deep."""
     for source in map(Path, inputs):
         yield source
-        if source.name:
+        if source.suffix == ".parquet":
             yield stacks_beside(source)
         with contextlib.suppress(OSError, ValueError):
             if source.is_dir():
