@@ -266,8 +266,8 @@ void HistoryCheck::carve(Block& whole, bool is_small, bool is_expandable) {
                            ? static_cast<Bytes>(after->address - recorded->address)
                            : static_cast<Bytes>(end - recorded->address);
     const Bytes size = recorded_size(*recorded, room, !is_small && !is_expandable);
-    check_size(*recorded, is_small, is_expandable);
     if (size <= 0 || size > room) throw InputError("blocks overlap " + at(recorded->address));
+    check_size(*recorded, is_small, is_expandable);
     Block* const next = size < rest->size ? &allocator_.cut(*rest, size) : nullptr;
     Pool& pool = *of_lane.pool;
     rest->requested = recorded->requested;
