@@ -170,9 +170,9 @@ TEST(the_first_allocation_behind_a_block_tells_its_size) {
 
 TEST(a_free_block_that_was_passed_over_must_have_been_too_small) {
   History history = with_slack();
-  history.entries = {{Action::kFreeRequested, at(40), 512, 0}};
-  history.blocks.push_back({at(40), mib(2), 512, false, 0});
-  history.entries.push_back({Action::kFreeCompleted, at(40), 512, 0});
+  history.entries = {{Action::kFreeRequested, at(40), mib(2), 0}};
+  history.blocks.push_back({at(40), mib(2), mib(2), false, 0});
+  history.entries.push_back({Action::kFreeCompleted, at(40), mib(2), 0});
   history.entries.push_back({Action::kAlloc, at(40), mib(11.8), 0});
   const HistoryResult result = run(history);
   CHECK(!result.difference);
@@ -240,6 +240,29 @@ TEST(garbage_collection_is_believed_where_it_is_on) {
   const HistoryResult result =
       run(history, "garbage_collection_threshold:0.5,per_process_memory_fraction:0.5");
   CHECK(!result.difference && result.collected == 1);
+}
+
+TEST(frees_and_segments_name_what_they_are_of) {
+  History history = with_slack();
+  history.blocks.push_back({at(40), mib(2), mib(2), false, 0});
+  history.entries = {{Action::kFreeRequested, at(40), mib(2), 0},
+                     {Action::kFreeCompleted, at(40), mib(2), 0},
+                     {Action::kSegmentAlloc, at(100), mib(30), 0},
+                     {Action::kAlloc, at(100), mib(30), 0}};
+  CHECK(!run(history).difference);
+  for (const std::size_t entry : {std::size_t{0}, std::size_t{1}, std::size_t{2}}) {
+    History changed = history;
+    changed.first_private = 2;
+    changed.entries[entry].stream = 1;
+    CHECK(run(changed).difference.has_value());
+  }
+  history.entries[0].size = 512;
+  CHECK(run(history).difference->entry == 0);
+  history.blocks[1].requested = 512;
+  CHECK_THROWS(InputError, run(history));
+  history.blocks[1].requested = mib(1.5);
+  history.blocks[1].size = mib(3);
+  CHECK_THROWS(InputError, run(history));
 }
 
 TEST(starting_states_that_none_can_have_are_refused) {

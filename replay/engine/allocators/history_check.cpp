@@ -100,6 +100,7 @@ std::size_t HistoryCheck::free(std::size_t entry) {
     block.pending_events = 1;
     return entry + 1;
   }
+  check_free(entry + 1, block);
   // Unless it was delayed, and the next request waited for it.
   look_ahead(entry + 1);
   found_after_free_ = missed_ == completions_end_;
