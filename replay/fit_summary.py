@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from workbench.common.units import format_bytes
+from workbench.common.words import masked
 from workbench.replay.fitting import UNIT, Fit, Fits
-from workbench.replay.tune_summary import cell, printable
+from workbench.replay.tune_summary import cell
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -105,4 +106,4 @@ def sentences(fits: Fits) -> list[str]:
         found.update(dict.fromkeys(fit.subject.notes))
     for name, reason in fits.left_out:
         found[f"Left out: {name} cannot run here ({reason})."] = None
-    return [printable(one) for one in found]
+    return [masked(one) for one in found]

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from workbench.common.units import format_bytes
+from workbench.common.words import masked
 from workbench.replay.subjects import Subject
 from workbench.replay.tuning import ENOUGH, Check, Tried, Tuning
 
@@ -126,7 +127,7 @@ def sentences(tuning: Tuning) -> list[str]:
     found += [
         f"{one.settings or 'default'} has no result: {one.outcome.reason}." for one in crashed
     ]
-    return [printable(one) for one in (*found, *tuning.subject.notes, *tuning.notes)]
+    return [masked(one) for one in (*found, *tuning.subject.notes, *tuning.notes)]
 
 
 def _answer(tuning: Tuning) -> str:
@@ -229,15 +230,8 @@ def follow_up(tuning: Tuning, trace: str) -> Sequence[str]:
     return ["wb", "fit", trace, *allocators]
 
 
-def printable(text: str) -> str:
-    """Text from a file, without commands to a terminal."""
-    return "".join(
-        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
-    )
-
-
 def cell(text: str) -> str:
     """The same in a table, where it is no markup."""
     from rich.markup import escape
 
-    return escape(printable(text))
+    return escape(masked(text))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from workbench.common.units import format_bytes
+from workbench.common.words import masked, some
 from workbench.replay.alloc_conf import NEW_KEYS
 from workbench.replay.why import ENOUGH, Choice, Why
 
@@ -30,12 +31,7 @@ _BAR = 24
 def parts(why: Why) -> Iterator[Table | str]:
     """What to print, in order: tables, and lines of plain text, safe to print."""
     for part in _parts(why):
-        yield _clean(part) if isinstance(part, str) else part
-
-
-def _clean(text: str) -> str:
-    """Text from a file without what a terminal would obey."""
-    return "".join(letter if letter.isprintable() else "�" for letter in text)
+        yield masked(part) if isinstance(part, str) else part
 
 
 def _parts(why: Why) -> Iterator[Table | str]:
@@ -127,7 +123,7 @@ def _waterfall(why: Why) -> Table:
     found = why.snapshot.waterfall
     reserved = why.snapshot.reserved
     table = Table(
-        title=f"{format_bytes(reserved)} reserved on {_clean(why.device)}"
+        title=f"{format_bytes(reserved)} reserved on {masked(why.device)}"
         + (" (as recorded)" if why.reproduced else " (in a replay)"),
         title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0),
     )  # fmt: skip
@@ -172,7 +168,7 @@ def _pins(why: Why) -> Iterator[str]:
         frames = own_frames(row["stack"], 1)
         place = frames[0] if frames else row["scope"] or "unknown (no stacks in the file)"
         held, whole = format_bytes(row["bytes"]), format_bytes(row["segment_size"])
-        yield f"  {held} in {_count(row['blocks'], 'block')} of a segment of {whole}: {place}"
+        yield f"  {held} in {some(row['blocks'], 'block')} of a segment of {whole}: {place}"
 
 
 def _choices(why: Why) -> Table:
@@ -190,7 +186,7 @@ def _choices(why: Why) -> Table:
     table.add_column("settings", overflow="fold")
     if why.failure_is_missed:
         reserved = format_bytes(why.snapshot.reserved)
-        settings = _clean(why.recorded.settings or "default")
+        settings = masked(why.recorded.settings or "default")
         table.add_row("out of memory", reserved, "", "", "", f"{settings} (as recorded)")
     else:
         table.add_row(*_row(why.recorded, why.settings_known))
@@ -207,7 +203,7 @@ def _row(choice: Choice, recorded: bool) -> list[str]:
         f"{outcome.retries:,}",
         f"{outcome.device_calls:,}",
         f"{fit.capacity // 2**20:,} MiB" if fit and fit.capacity else "",
-        _clean(choice.settings or "default") + (" (recorded)" if recorded else ""),
+        masked(choice.settings or "default") + (" (recorded)" if recorded else ""),
     ]
 
 
@@ -264,7 +260,7 @@ def _smallest(why: Why) -> Iterator[str]:
         retries = own.at.retries if own.at else 0
         costs = ""
         if retries and own.roomy:
-            many = _count(retries, "retry", "retries")
+            many = some(retries, "retry", "retries")
             costs = f" ({many}: cached memory is given back first; {_mib(own.roomy)} without)"
         name = "the recorded settings" if why.settings_known else "the defaults"
         told.append(f"{_mib(own.capacity)} with {name}{costs}")
@@ -285,10 +281,6 @@ def _smallest(why: Why) -> Iterator[str]:
 
 def _mib(size: int) -> str:
     return f"{size // 2**20:,} MiB"
-
-
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def _belief(why: Why) -> Iterator[str]:

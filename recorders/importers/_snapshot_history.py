@@ -21,7 +21,7 @@ Array = npt.NDArray[Any]
 ALLOC, REQUESTED, COMPLETED, MADE, GONE, MAPPED, UNMAPPED, OOM = range(len(ACTIONS))
 _INACTIVE, _ALLOCATED, _PENDING = range(len(STATES))
 _SMALL_SEGMENT: Final = 2 << 20
-_LARGEST_SMALL: Final = 1 << 20
+LARGEST_SMALL: Final = 1 << 20
 _UNIT: Final = 512
 _LEAST_LARGE: Final = 10 << 20
 # No device has more memory.
@@ -349,7 +349,7 @@ def _small_inside(
     """Whether what was allocated or freed in a piece, before it was unmapped, was small."""
     inside = (address[:before] >= begin) & (address[:before] < end) & (action[:before] <= COMPLETED)
     found = np.flatnonzero(inside)
-    return bool(size[found[-1]] <= _LARGEST_SMALL) if found.size else None
+    return bool(size[found[-1]] <= LARGEST_SMALL) if found.size else None
 
 
 def _large_page(settings: str) -> int:

@@ -13,6 +13,7 @@ from workbench.recorders.importers._snapshot_history import (
     ALLOC,
     COMPLETED,
     GONE,
+    LARGEST_SMALL,
     MADE,
     MAPPED,
     OOM,
@@ -371,7 +372,7 @@ def _locations(history: History) -> tuple[Array, Array, dict[int, tuple[int, int
             if start >= 0 and address < start + sizes[start][1]:
                 segment[entry], offset[entry] = sizes[start][0], address - start
             elif ranges:
-                small = entry_sizes[entry] <= 1 << 20
+                small = entry_sizes[entry] <= LARGEST_SMALL
                 segment[entry], offset[entry] = range_of(
                     streams[entry], pools[entry], small, address
                 )
@@ -396,7 +397,7 @@ def _next_alloc(actions: list[int], sizes: list[int], entry: int) -> bool:
         return sizes[entry] % (20 << 20) != 0
     for later in range(entry + 1, len(actions)):
         if actions[later] in (ALLOC, OOM):
-            return sizes[later] <= 1 << 20
+            return sizes[later] <= LARGEST_SMALL
     return False
 
 

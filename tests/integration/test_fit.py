@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import wb
 
 import workbench
 from workbench.replay.results import load_results
 
 MakeTrace = Callable[..., Path]
-ENVIRONMENT = {**os.environ, "PYTHONSAFEPATH": "1", "NO_COLOR": "1"}
 MIB = 2**20
 # Each request is a little larger than the last: no block fits again, unless segments grow.
 GROWING = [
@@ -26,19 +23,6 @@ GROWING = [
         ("free", number, (30 + number) * MIB),
     )
 ]
-
-
-def wb(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run ``wb`` in `folder`."""
-    return subprocess.run(
-        [sys.executable, "-m", "workbench", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=ENVIRONMENT,
-        timeout=120,
-        check=False,
-    )
 
 
 def test_the_smallest_device_its_headroom_and_the_next_command_are_printed(

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from command_line import wb
 
 from workbench.common.errors import BrokenFileError
 from workbench.replay.plans import METADATA_KEY, read_plan
@@ -21,19 +19,6 @@ from workbench.replay.runner import Options, replay_traces
 
 MakeTrace = Callable[..., Path]
 Row = tuple[str, int, int]
-ENVIRONMENT = {**os.environ, "PYTHONSAFEPATH": "1", "NO_COLOR": "1"}
-
-
-def wb(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "workbench", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=ENVIRONMENT,
-        timeout=120,
-        check=False,
-    )
 
 
 def training(steps: int, sizes: Callable[[int], list[int]]) -> dict[str, Any]:

@@ -14,24 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from command_line import ENVIRONMENT, wb
 
 from workbench.replay.results import load_results
 
 MakeTrace = Callable[..., Path]
-ENVIRONMENT = {**os.environ, "PYTHONSAFEPATH": "1", "NO_COLOR": "1"}
-
-
-def wb(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run ``wb`` in `folder`."""
-    return subprocess.run(
-        [sys.executable, "-m", "workbench", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=ENVIRONMENT,
-        timeout=120,
-        check=False,
-    )
 
 
 def test_a_replay_prints_tables_notes_and_the_next_command(

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import ENVIRONMENT, wb
 
 import workbench
 from workbench.common.errors import UsageError
 
 MakeTrace = Callable[..., Path]
-ENVIRONMENT = {**os.environ, "PYTHONSAFEPATH": "1", "NO_COLOR": "1"}
 MIB = 2**20
 # Each request is a little larger than the last: no block fits again, unless segments grow.
 GROWING = [
@@ -38,21 +38,6 @@ HELD = [
     *(("free", number, 6 * MIB) for number in range(30) if number % 3),
     ("alloc", 30, 100 * MIB),
 ]
-
-
-def wb(
-    folder: Path, *arguments: str, environment: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run ``wb`` in `folder`."""
-    return subprocess.run(
-        [sys.executable, "-m", "workbench", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env={**ENVIRONMENT, **(environment or {})},
-        timeout=120,
-        check=False,
-    )
 
 
 def tuned(folder: Path, *arguments: str) -> dict[str, Any]:

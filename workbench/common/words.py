@@ -14,6 +14,13 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else _shown(letter) for letter in text)
 
 
+def masked(text: str) -> str:
+    """`text` with \N{REPLACEMENT CHARACTER} for what a terminal would obey, letter by letter."""
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
+
+
 def _shown(letter: str) -> str:
     if "\udc80" <= letter <= "\udcff":  # a byte that is not UTF-8, as Python keeps it
         return f"\\x{ord(letter) - 0xDC00:02x}"
@@ -41,6 +48,6 @@ def shell_line(words: Iterable[str]) -> str:
     return " ".join(map(shell_word, words))
 
 
-def some(count: int, what: str) -> str:
-    """``1 row`` or ``3 rows``."""
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+def some(count: int, what: str, many: str = "") -> str:
+    """``1 row`` or ``3 rows``; `many` where the plural is not made with an s."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {many or what + 's'}"
