@@ -52,7 +52,8 @@ def replay(
     """
     from workbench.common.errors import RunError
     from workbench.common.units import parse_size
-    from workbench.replay.runner import Options, replay_traces
+    from workbench.replay.job import Options
+    from workbench.replay.runner import replay_traces
     from workbench.replay.summary import Result, TemporaryFolder
 
     options = Options(

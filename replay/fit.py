@@ -56,7 +56,7 @@ def fit_trace(
         BrokenFileError: not a trace.
         RunError: no process could be started.
     """
-    from workbench.replay.runner import choose_allocators
+    from workbench.replay.choice import choose_allocators
 
     check_completion(options.completion)
     if not options.timeout > 0:

@@ -348,7 +348,7 @@ nb::list list_allocators() {
     nb::dict item;
     item["name"] = entry.name;
     item["summary"] = entry.summary;
-    item["kind"] = entry.kind == AllocatorKind::kCpu ? "cpu" : "device";
+    item["kind"] = kAllocatorKindNames[static_cast<std::size_t>(entry.kind)];
     item["settings"] = settings;
     item["runs_plan"] = entry.runs_plan;
     item["latency_source"] = "ours";

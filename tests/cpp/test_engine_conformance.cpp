@@ -21,26 +21,10 @@ using namespace workbench;
 constexpr Bytes kCapacity = 256 * kMiB;
 constexpr StreamId kStreams = 3;
 
-// Settings besides the defaults under which an allocator is held to the same.
-const std::map<std::string, std::vector<std::string>>& more_settings() {
-  static const std::map<std::string, std::vector<std::string>> more = {
-      {"caching",
-       {"expandable_segments:True", "max_split_size_mb:20", "large_segment_size_mb:32",
-        "roundup_power2_divisions:[1:4,8:2,>:1]",
-        "garbage_collection_threshold:0.5,per_process_memory_fraction:0.9",
-        "expandable_segments:True,max_split_size_mb:20,roundup_power2_divisions:8,"
-        "large_segment_size_mb:12,max_non_split_rounding_mb:16",
-        "throw_on_cudamalloc_oom:True,max_split_size_mb:64,max_non_split_rounding_mb:64"}},
-  };
-  return more;
-}
-
 std::vector<std::string> settings_of(const AllocatorEntry& allocator) {
   std::vector<std::string> settings = {""};
-  const auto found = more_settings().find(allocator.name);
-  if (found != more_settings().end()) {
-    settings.insert(settings.end(), found->second.begin(), found->second.end());
-  }
+  settings.insert(settings.end(), allocator.also_tested_with.begin(),
+                  allocator.also_tested_with.end());
   return settings;
 }
 

@@ -13,9 +13,10 @@ import pytest
 from command_line import wb
 
 from workbench.common.errors import BrokenFileError
+from workbench.replay.job import Options
 from workbench.replay.plans import METADATA_KEY, read_plan
 from workbench.replay.results import CellResult
-from workbench.replay.runner import Options, replay_traces
+from workbench.replay.runner import replay_traces
 
 MakeTrace = Callable[..., Path]
 Row = tuple[str, int, int]

@@ -21,14 +21,15 @@ from hypothesis import strategies as st
 
 import workbench
 from workbench.common.errors import BrokenFileError, RunError, UsageError
-from workbench.replay import _engine, processes, runner
+from workbench.replay import _engine, job, processes, runner
 from workbench.replay.cell import AllocatorSpec, Capacity, Cell
 from workbench.replay.events import load_trace
+from workbench.replay.job import Options
 from workbench.replay.machine import noise_warnings
 from workbench.replay.measurement import spread_warnings
 from workbench.replay.processes import WORKER_COMMAND, RunOutcome, run_worker
 from workbench.replay.results import load_results
-from workbench.replay.runner import Options, replay_traces
+from workbench.replay.runner import replay_traces
 
 MakeTrace = Callable[..., Path]
 QUICK = Options(repeat=2)
@@ -346,10 +347,10 @@ def test_processes_that_decide_differently_are_an_error_that_names_the_cell(
 def test_a_slow_cell_is_timed_in_fewer_processes_unless_their_number_is_given(
     make_trace: MakeTrace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "ENOUGH_SECONDS", 0.0)
+    monkeypatch.setattr(job, "ENOUGH_SECONDS", 0.0)
     trace = str(make_trace())
     (fewer,) = replay_traces([trace], ["direct"], tmp_path / "a", Options()).results
-    assert fewer.info["processes"] == runner.LEAST_REPEAT
+    assert fewer.info["processes"] == job.LEAST_REPEAT
     assert any("in 3 processes instead of 10" in text for text in fewer.info["warnings"])
     (asked,) = replay_traces([trace], ["direct"], tmp_path / "b", Options(repeat=4)).results
     assert asked.info["processes"] == 4
@@ -489,7 +490,7 @@ def test_an_allocator_that_cannot_run_here_is_left_out_of_all_and_a_row_by_name(
         else info
         for info in _engine.allocators()
     ]
-    monkeypatch.setattr(runner._engine, "allocators", lambda: known)
+    monkeypatch.setattr(_engine, "allocators", lambda: known)
     trace = str(make_trace())
     every = replay_traces([trace], ["all"], tmp_path / "all", Options(repeat=1))
     assert every.left_out == [("caching", "there is no GPU")]

@@ -86,7 +86,8 @@ def command(
     from workbench.common.errors import RunError, UsageError
     from workbench.common.outputs import check_output
     from workbench.common.units import parse_size
-    from workbench.replay.runner import Options, replay_traces
+    from workbench.replay.job import Options
+    from workbench.replay.runner import replay_traces
 
     if html is not None:
         check_output(html, force=True, inputs=traces, option="--html")

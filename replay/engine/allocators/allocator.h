@@ -1,6 +1,7 @@
 // What an allocator is to the replayer: allocate, free, and say what it holds.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -114,8 +115,8 @@ class Allocator {
   virtual const PlanStatistics* plan_statistics() const { return nullptr; }
   // From here on, segments and delayed frees are written into `journal`, which must outlive it.
   void keep_journal(Journal* journal) { journal_ = journal; }
-  // Why the last call took as long as it did.
-  Cause cause() const { return cause_; }
+  // Why this thread's last call took as long as it did.
+  static Cause cause() { return cause_; }
 
  protected:
   Cause backend_cause() const {
@@ -129,10 +130,14 @@ class Allocator {
   Backend& backend_;
   Journal* journal_ = nullptr;
   Statistics statistics_;
-  Cause cause_ = Cause::kServedFromCache;
+  // Of the calling thread; found without a call of the loader.
+  [[gnu::tls_model("initial-exec")]] static inline constinit thread_local Cause cause_ =
+      Cause::kServedFromCache;
 };
 
-enum class AllocatorKind : std::uint8_t { kCpu, kDevice };
+// The memory it is made for.
+enum class AllocatorKind : std::uint8_t { kCpu, kPinned, kDevice };
+inline constexpr std::array<const char*, 3> kAllocatorKindNames = {"cpu", "pinned", "device"};
 
 struct AllocatorEntry {
   std::string name;
@@ -142,6 +147,11 @@ struct AllocatorEntry {
   std::vector<SettingHelp> settings = {};
   // Left out of lists and of `all`; can be used by name.
   bool hidden = false;
+  // Takes its own locks (core/lock.h): several threads may call it at once. Any other allocator is
+  // called under one lock where several threads replay.
+  bool locks_itself = false;
+  // Settings besides the defaults under which it is held to what every allocator is held to.
+  std::vector<std::string> also_tested_with = {};
   // Whether it is given a plan, made of what it is to serve where there is no other.
   bool runs_plan = false;
 };

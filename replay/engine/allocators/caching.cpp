@@ -237,6 +237,13 @@ const bool registered = allocator_registry().add({
     .create = [](Backend& backend,
                  const Settings& settings) { return std::make_unique<Caching>(backend, settings); },
     .settings = caching_settings_help(),
+    .also_tested_with =
+        {"expandable_segments:True", "max_split_size_mb:20", "large_segment_size_mb:32",
+         "roundup_power2_divisions:[1:4,8:2,>:1]",
+         "garbage_collection_threshold:0.5,per_process_memory_fraction:0.9",
+         "expandable_segments:True,max_split_size_mb:20,roundup_power2_divisions:8,"
+         "large_segment_size_mb:12,max_non_split_rounding_mb:16",
+         "throw_on_cudamalloc_oom:True,max_split_size_mb:64,max_non_split_rounding_mb:64"},
 });
 
 }  // namespace

@@ -21,6 +21,8 @@ inline constexpr Bytes kUnlimited = std::numeric_limits<Bytes>::max();
 struct BackendOptions {
   Bytes capacity = kUnlimited;
   Completion completion = {};
+  // Whether more than one thread will call it, and the allocator on it.
+  bool several_threads = false;
 };
 
 // How often the driver, or the system, was called.
@@ -37,7 +39,9 @@ struct DriverCalls {
 class Backend {
  public:
   explicit Backend(const BackendOptions& options)
-      : capacity_(options.capacity), progress_(options.completion) {}
+      : capacity_(options.capacity),
+        several_threads_(options.several_threads),
+        progress_(options.completion) {}
   virtual ~Backend() = default;
   Backend(const Backend&) = delete;
   Backend& operator=(const Backend&) = delete;
@@ -102,6 +106,7 @@ class Backend {
   virtual bool last_faulted() const { return false; }
 
   Bytes capacity() const { return capacity_; }
+  bool several_threads() const { return several_threads_; }
   // What the device calls its memory, where the capacity is unlimited too.
   Bytes total() const { return capacity_ == kUnlimited ? total_if_unlimited() : capacity_; }
   // Bytes given out, as the device counts them.
@@ -122,6 +127,7 @@ class Backend {
   virtual Bytes footprint(Bytes size) const = 0;
 
   const Bytes capacity_;
+  const bool several_threads_;
   Bytes used_ = 0;
   DriverCalls calls_;
   StreamProgress progress_;

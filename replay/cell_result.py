@@ -1,0 +1,137 @@
+"""From a measured cell to its result: the content of ``cell.json`` and of the tables."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from workbench.common.units import format_bytes
+from workbench.replay import measurement
+from workbench.replay.cell import device_kind
+from workbench.replay.job import REPEAT, Job, Options
+from workbench.replay.machine import noise_warnings, package_versions
+from workbench.replay.results import FORMAT_VERSION
+
+
+def cell_result(
+    job: Job, options: Options, machine: dict[str, Any]
+) -> tuple[dict[str, Any], measurement.Tables]:
+    """The content of ``cell.json`` and of the tables.
+
+    Raises:
+        RunError: passes or processes decided differently.
+    """
+    cell, loaded, traffic, memory = job.cell, job.loaded, job.traffic, job.memory
+    digests = measurement.check_digests(cell, memory, job.runs)
+    tables: measurement.Tables = {}
+    if job.arrays is not None:
+        tables = measurement.memory_tables(job.arrays, traffic)
+    if job.runs:
+        tables["latency"] = measurement.latency_table(job.runs)
+    throughput = measurement.throughput_fields(job.runs, options.seed)
+    info = {
+        "format_version": FORMAT_VERSION,
+        "name": job.folder.name,
+        "label": cell.allocator.label,
+        "key": job.key,
+        "trace": {
+            "path": cell.trace,
+            "fingerprint": traffic.fingerprint,
+            "program": loaded.metadata.get("program", []),
+            "events": len(traffic.op),
+            "rows": loaded.rows,
+            "device": cell.device,
+            "recorded_kind": device_kind(cell.device),
+            "complete": loaded.metadata.get("complete", True),
+            "lost_events": loaded.metadata.get("lost_events", 0),
+            "duration_ns": loaded.duration_ns,
+            "step_count": loaded.step_count,
+            "peak_live_bytes": traffic.peak_live_bytes,
+        },
+        "allocator": {
+            "name": cell.allocator.name,
+            "settings": cell.allocator.settings_by_key(),
+            "kind": cell.kind,
+            "latency_source": cell.latency_source,
+        },
+        "backend": {"name": cell.backend, "is_model": cell.backend_is_model},
+        "as_if": cell.as_if,
+        "capacity": {"bytes": cell.capacity.bytes, "source": cell.capacity.source},
+        "completion": cell.completion,
+        "after_oom": cell.after_oom,
+        "outcome": _outcome(job, memory),
+        "plan": job.plan and {**job.plan.facts, "served": dict(memory["plan"]) if memory else None},
+        "memory": memory
+        and measurement.memory_fields(memory, tables.get("blocks", {}), cell, traffic),
+        "latency": measurement.latency_fields(job.runs, traffic, cell.latency_source, options.seed)
+        if job.runs
+        else None,
+        "throughput": throughput,
+        "harness": measurement.harness_fields(memory, job.runs) if memory and job.runs else None,
+        "digests": digests,
+        "processes": len(job.runs),
+        "seed": options.seed,
+        "machine": machine,
+        "versions": package_versions(),
+        "warnings": _warnings(job, options, machine)
+        + measurement.spread_warnings(cell, throughput),
+        "command": options.command,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return info, tables
+
+
+def _outcome(job: Job, memory: dict[str, Any] | None) -> dict[str, Any]:
+    oom = measurement.out_of_memory_fields(memory, job.traffic) if memory else None
+    if job.unavailable is not None:
+        return {"status": "unavailable", "reason": job.unavailable, "oom": None}
+    if job.broken is not None:
+        return {"status": job.broken.status, "reason": job.broken.reason, "oom": oom}
+    if oom is not None:
+        left = oom["device_free"]
+        reason = (
+            f"out of memory at row {oom['event']} of the trace: it asked for "
+            f"{format_bytes(oom['requested'])} with {format_bytes(oom['allocated'])} allocated, "
+            f"{format_bytes(oom['reserved'])} reserved, the largest free block "
+            f"{format_bytes(oom['largest_free'])}"
+            + ("" if left is None else f", {format_bytes(left)} left on the device")
+        )
+        return {"status": "out_of_memory", "reason": reason, "oom": oom}
+    mismatch = measurement.mismatch_fields(memory, job.traffic) if memory else None
+    if mismatch is not None:
+        reason = (
+            f"plan mismatch at row {mismatch['event']} of the trace: of id {mismatch['id']} the "
+            f"plan expects {mismatch['expected']}, and the trace has {mismatch['got']}; "
+            "on_mismatch:fallback goes on and counts"
+        )
+        return {"status": "plan_mismatch", "reason": reason, "oom": None, "mismatch": mismatch}
+    return {"status": "ok", "reason": None, "oom": None}
+
+
+def _warnings(job: Job, options: Options, machine: dict[str, Any]) -> list[str]:
+    warnings = noise_warnings(machine)
+    cell, metadata = job.cell, job.loaded.metadata
+    warnings += [
+        f"{cell.allocator.label}: {sentence}."
+        for sentence in (job.memory or {}).get("warnings", ())
+    ]
+    if cell.as_if:
+        warnings.append(
+            f"As-if replay: {cell.device} traffic through an allocator for {cell.kind} memory; "
+            "shown for study, not to recommend from."
+        )
+    if cell.backend_is_model:
+        warnings.append(f"The backend {cell.backend!r} is a model: no real memory was taken.")
+    if not metadata.get("complete", True):
+        warnings.append(
+            f"The trace is incomplete: {metadata.get('lost_events', 0)} events were lost "
+            "while recording."
+        )
+    if job.broken is None and job.is_enough(options) and len(job.runs) < REPEAT:
+        warnings.append(
+            f"{cell.allocator.label} on {cell.backend} was timed in {len(job.runs)} processes "
+            f"instead of {REPEAT}, because they took {job.seconds:.0f} s; --repeat says how many."
+        )
+    if not len(job.traffic.op):
+        warnings.append("The trace has no event to replay on this device.")
+    return warnings

@@ -1,0 +1,163 @@
+"""A cell on its way from the trace to its result: what it needs, and what was measured so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from workbench.common.errors import UsageError
+from workbench.replay import _engine
+from workbench.replay.cell import (
+    AllocatorSpec,
+    Cell,
+    choose_backend,
+    choose_capacity,
+    choose_device,
+    trace_name,
+)
+from workbench.replay.events import LoadedTrace, Traffic, load_trace
+from workbench.replay.plans import PlanOfCell
+from workbench.replay.processes import WORKER_COMMAND, RunOutcome
+from workbench.replay.result_writer import check_free
+
+REPEAT = 10
+LEAST_REPEAT = 3
+ENOUGH_SECONDS = 20.0
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to replay; the options of ``wb replay`` of the same names.
+
+    Args:
+        device: the device in the trace; None for the allocator's own kind, or the busiest.
+        backend: None for `host` for CPU memory, else a device or its simulation.
+        capacity: bytes; None for what the trace says was left, or a default.
+        completion: when work on a stream completes.
+        after_oom: ``stop`` or ``continue``.
+        repeat: timed processes for each cell; None for `REPEAT`, or fewer (at least
+            `LEAST_REPEAT`) for a cell whose processes have taken `ENOUGH_SECONDS` together.
+        timeout: seconds that one process may take.
+        force: replace whatever is in a result's folder.
+        seed: of the order of runs and of the bootstrap.
+        command: what the user ran, for the result.
+        worker_command: how to start a worker.
+    """
+
+    device: str | None = None
+    backend: str | None = None
+    capacity: int | None = None
+    completion: str = "recorded"
+    after_oom: str = "stop"
+    repeat: int | None = None
+    timeout: float = 600.0
+    force: bool = False
+    seed: int = 0
+    command: str = ""
+    worker_command: Sequence[str] = WORKER_COMMAND
+
+
+@dataclass
+class Job:
+    """One cell on its way: what it needs and what its processes have measured."""
+
+    cell: Cell
+    loaded: LoadedTrace
+    traffic: Traffic
+    events: Path
+    folder: Path
+    unavailable: str | None
+    plan: PlanOfCell | None = None
+    memory: dict[str, Any] | None = None
+    arrays: Path | None = None
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    broken: RunOutcome | None = None
+
+    @property
+    def key(self) -> dict[str, Any]:
+        return self.cell.key(self.traffic.fingerprint)
+
+    def is_enough(self, options: Options) -> bool:
+        """Whether a slow cell has been timed often enough, where the user leaves that to us."""
+        return (
+            options.repeat is None
+            and len(self.runs) >= LEAST_REPEAT
+            and self.seconds > ENOUGH_SECONDS
+        )
+
+
+def make_jobs(
+    traces: Sequence[str],
+    specs: Sequence[AllocatorSpec],
+    output: Path,
+    options: Options,
+    scratch: Path,
+    progress: Progress,
+) -> list[Job]:
+    infos = {info["name"]: info for info in _engine.allocators()}
+    backends = _engine.backends()
+    jobs: list[Job] = []
+    for trace in traces:
+        for loaded in load_trace(trace, lambda done, total: progress("Reading", done, total)):
+            prepared: dict[str, tuple[Traffic, Path]] = {}
+            devices = loaded.metadata.get("devices", {})
+            for spec in specs:
+                info = infos[spec.name]
+                kind = info["kind"]
+                device = choose_device(kind, loaded.bytes_by_device, options.device)
+                backend = choose_backend(kind, backends, options.backend)
+                cell = Cell(
+                    trace=loaded.path,
+                    device=device,
+                    allocator=spec,
+                    kind=kind,
+                    backend=backend["name"],
+                    capacity=choose_capacity(kind, device, devices.get(device), options.capacity),
+                    completion=options.completion,
+                    after_oom=options.after_oom,
+                    backend_is_model=backend["is_model"],
+                    latency_source=info["latency_source"],
+                )
+                if device not in prepared:
+                    folder = scratch / f"events-{len(jobs)}"
+                    prepared[device] = _prepare(loaded, device, folder)
+                reasons = [one["reason"] for one in (info, backend) if not one["available"]]
+                traffic, events = prepared[device]
+                jobs.append(
+                    Job(
+                        cell=cell,
+                        loaded=loaded,
+                        traffic=traffic,
+                        events=events,
+                        folder=output / cell.name(trace_name(loaded.path)),
+                        unavailable=reasons[0] if reasons else None,
+                        plan=PlanOfCell.make(traffic, spec, scratch / f"plan-{len(jobs)}.npz")
+                        if info["runs_plan"] and not reasons
+                        else None,
+                    )
+                )
+    _check_folders(jobs, options)
+    return jobs
+
+
+def _prepare(loaded: LoadedTrace, device: str, folder: Path) -> tuple[Traffic, Path]:
+    traffic = loaded.traffic(device)
+    folder.mkdir()
+    traffic.save(folder)
+    return traffic, folder
+
+
+def _check_folders(jobs: Sequence[Job], options: Options) -> None:
+    taken: dict[Path, str] = {}
+    for job in jobs:
+        other = taken.setdefault(job.folder, job.cell.trace)
+        if other != job.cell.trace:
+            raise UsageError(
+                f"{other} and {job.cell.trace} have the same name, so their results would too; "
+                "rename one, or replay them into different folders with -o"
+            )
+        check_free(job.folder, job.key, force=options.force)
