@@ -2,53 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from workbench.common.errors import UsageError
+from workbench.common.errors import MissingPartError, UsageError
 from workbench.replay import _engine
+from workbench.replay.allocators import known_allocators, reference_of, runs_as, unfit_backend
 from workbench.replay.cell import AllocatorSpec, choose_backend, parse_allocator
 from workbench.replay.plans import plan_in_file
 
 
+@dataclass
+class Choice:
+    """The allocators to replay against.
+
+    Args:
+        specs: all of them, none twice.
+        named: those that the user asked for by name.
+        left_out: those that `all` leaves out, each with its reason.
+    """
+
+    specs: list[AllocatorSpec] = field(default_factory=list)
+    named: set[AllocatorSpec] = field(default_factory=set)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+
+
 def choose_allocators(
-    texts: Sequence[str], backend: str | None = None
-) -> tuple[list[AllocatorSpec], list[tuple[str, str]]]:
-    """The allocators named by `texts`, and those that `all` leaves out, each with its reason.
+    texts: Sequence[str],
+    backend: str | None = None,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Choice:
+    """What `texts` name; references among it are compiled.
+
+    Args:
+        texts: ``NAME[:key:value,…]``, or ``all``.
+        backend: the backend asked for; None for each allocator's own.
+        progress: called with what is being done, how far it is and how far it goes.
 
     Raises:
         UsageError: none named, an unknown one, or a setting that it does not take.
     """
     if not texts:
         raise UsageError("no allocator is named; add --allocator NAME, or --allocator all")
-    infos = {info["name"]: info for info in _engine.allocators()}
-    specs: dict[AllocatorSpec, None] = {}
-    left_out = []
+    infos = known_allocators()
+    choice = Choice()
+    specs: dict[AllocatorSpec, str] = {}
     for text in texts:
         if text == "all":
             for name, info in infos.items():
-                if info["available"]:
-                    specs[AllocatorSpec(name)] = None
+                spec = AllocatorSpec(name)
+                reason = info["reason"] or unfit_backend(spec, _backend(info, backend)["name"])
+                if reason:
+                    choice.left_out.append((name, reason))
                 else:
-                    left_out.append((name, str(info["reason"])))
+                    specs.setdefault(spec, name)
             continue
         spec = parse_allocator(text, list(infos))
-        info = infos[spec.name]
-        chosen = choose_backend(info["kind"], _engine.backends(), backend)
-        if info["available"] and chosen["available"]:
-            _check_settings(text, spec, chosen["name"])
-        specs[spec] = None
-    return list(specs), left_out
+        _backend(infos[spec.name], backend)
+        specs.setdefault(spec, text)
+        choice.named.add(spec)
+    for done, (spec, text) in enumerate(specs.items()):
+        if reference_of(spec) is not None:
+            progress("Building", done, len(specs))
+        try:
+            _check_settings(text, spec, infos[spec.name], backend)
+        except MissingPartError as error:
+            if spec not in choice.named:
+                choice.left_out.append((spec.name, str(error)))
+                continue
+        choice.specs.append(spec)
+    return choice
 
 
-def _check_settings(text: str, spec: AllocatorSpec, backend: str) -> None:
+def _backend(info: Mapping[str, Any], wanted: str | None) -> Mapping[str, Any]:
+    return choose_backend(info["kind"], _engine.backends(), wanted)
+
+
+def _check_settings(
+    text: str, spec: AllocatorSpec, info: Mapping[str, Any], wanted: str | None
+) -> None:
     """Have the engine read the settings, on no events, before any process is started."""
     import numpy as np
 
+    backend = _backend(info, wanted)
+    unknown = [key for key in spec.settings_by_key() if key not in info["settings"]]
+    if unknown and reference_of(spec) is not None:
+        takes = ", ".join(info["settings"])
+        takes = f"its settings are {takes}" if takes else "it takes none"
+        raise UsageError(f"--allocator {text}: unknown setting {unknown[0]!r}; {takes}")
+    if not (info["available"] and backend["available"]) or unfit_backend(spec, backend["name"]):
+        return
     none = {"op": "u1", "slot": "i4", "size": "i8", "stream": "i4", "thread": "i4"}
     columns = {name: np.empty(0, dtype=dtype) for name, dtype in none.items()}
+    allocator, settings = runs_as(spec)
     try:
         events = _engine.Events(**columns, slot_count=0)
         plan = plan_in_file(spec)
-        _engine.Replay(events, spec.name, spec.settings, backend=backend, plan=plan).memory(1)
+        _engine.Replay(events, allocator, settings, backend=backend["name"], plan=plan).memory(1)
     except ValueError as error:
         raise UsageError(f"--allocator {text}: {error}") from None

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from workbench.common.errors import UsageError
-from workbench.replay import _engine
 from workbench.replay.alloc_conf import RULES, RecordedSettings
+from workbench.replay.allocators import known_allocators, runs_as, unfit_backend
 from workbench.replay.cell import AllocatorSpec, check_completion
 from workbench.replay.fitting import UNIT, Fit, Fits
 from workbench.replay.processes import scratch_folder
@@ -61,8 +61,15 @@ def fit_trace(
     check_completion(options.completion)
     if not options.timeout > 0:
         raise UsageError(f"--timeout {options.timeout:g} is not a time; write seconds above 0")
-    specs, left_out = choose_allocators(allocators, "simulated")
-    kinds = {info["name"]: info["kind"] for info in _engine.allocators()}
+    choice = choose_allocators(allocators, "simulated", progress)
+    specs = choice.specs
+    for spec in specs:
+        if unfit_backend(spec, "simulated"):
+            raise UsageError(
+                f"--allocator {spec.label}: it takes its memory from the system by itself, and fits "
+                "are sought on the simulated device; leave it out"
+            )
+    kinds = {name: info["kind"] for name, info in known_allocators().items()}
     by_kind = load_subjects(
         trace,
         sorted({kinds[spec.name] for spec in specs}),
@@ -79,7 +86,7 @@ def fit_trace(
             pool,
             progress,
         )
-    return Fits(fits, left_out, options.completion)
+    return Fits(fits, choice.left_out, options.completion)
 
 
 def _advance(progress: Progress, before: int, total: int, ended: int) -> None:
@@ -135,12 +142,12 @@ def smallest_device(subject: Subject, spec: AllocatorSpec, completion: str) -> S
     """
 
     found = partial(Fit, subject, spec, rules=rules_of(subject, spec))
-    settings = found(status="").replayed.settings
+    allocator, settings = runs_as(found(status="").replayed)
 
     def sized(unit: int | None) -> Candidate:
         return Candidate(
             traffic=subject.name,
-            allocator=spec.name,
+            allocator=allocator,
             settings=settings,
             capacity=None if unit is None else unit * UNIT,
             completion=completion,

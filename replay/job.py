@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workbench.common.errors import UsageError
+from workbench.common.errors import MissingPartError, UsageError
 from workbench.replay import _engine
+from workbench.replay.allocators import known_allocators, runs_as, unfit_backend
 from workbench.replay.cell import (
     AllocatorSpec,
     Cell,
@@ -62,9 +63,15 @@ class Options:
 
 @dataclass
 class Job:
-    """One cell on its way: what it needs and what its processes have measured."""
+    """One cell on its way: what it needs and what its processes have measured.
+
+    `allocator` and `settings` are what the engine is told: of a reference, the library it is
+    compiled into.
+    """
 
     cell: Cell
+    allocator: str
+    settings: str
     loaded: LoadedTrace
     traffic: Traffic
     events: Path
@@ -98,7 +105,7 @@ def make_jobs(
     scratch: Path,
     progress: Progress,
 ) -> list[Job]:
-    infos = {info["name"]: info for info in _engine.allocators()}
+    infos = known_allocators()
     backends = _engine.backends()
     jobs: list[Job] = []
     for trace in traces:
@@ -125,23 +132,39 @@ def make_jobs(
                 if device not in prepared:
                     folder = scratch / f"events-{len(jobs)}"
                     prepared[device] = _prepare(loaded, device, folder)
-                reasons = [one["reason"] for one in (info, backend) if not one["available"]]
+                allocator, settings, unavailable = _engine_cell(spec, info, backend)
                 traffic, events = prepared[device]
                 jobs.append(
                     Job(
                         cell=cell,
+                        allocator=allocator,
+                        settings=settings,
                         loaded=loaded,
                         traffic=traffic,
                         events=events,
                         folder=output / cell.name(trace_name(loaded.path)),
-                        unavailable=reasons[0] if reasons else None,
+                        unavailable=unavailable,
                         plan=PlanOfCell.make(traffic, spec, scratch / f"plan-{len(jobs)}.npz")
-                        if info["runs_plan"] and not reasons
+                        if info["runs_plan"] and unavailable is None
                         else None,
                     )
                 )
     _check_folders(jobs, options)
     return jobs
+
+
+def _engine_cell(
+    spec: AllocatorSpec, info: Mapping[str, Any], backend: Mapping[str, Any]
+) -> tuple[str, str, str | None]:
+    """The engine's allocator and settings for `spec`, and why it cannot run, or None."""
+    reasons = [one["reason"] for one in (info, backend) if not one["available"]]
+    reasons += [unfit_backend(spec, backend["name"])]
+    if any(reasons):
+        return spec.name, spec.settings, next(filter(None, reasons))
+    try:
+        return *runs_as(spec), None
+    except MissingPartError as error:
+        return spec.name, spec.settings, str(error)
 
 
 def _prepare(loaded: LoadedTrace, device: str, folder: Path) -> tuple[Traffic, Path]:

@@ -163,7 +163,9 @@ def memory_fields(
             **memory["waterfall"],
         },
         "unused_share": 1 - active / reserved if reserved else None,
-        "reserved_meaning": RESERVED_MEANING.get(cell.allocator.name, "not reported"),
+        "reserved_meaning": RESERVED_MEANING.get(
+            cell.allocator.name.removeprefix("torch-"), "not reported"
+        ),
         "driver_calls": dict(memory["driver_calls"]),
         "counters": dict(memory["counters"]),
         "torch_statistics": dict(memory["torch_statistics"]),

@@ -80,7 +80,8 @@ def _bytes(value: int | None) -> str:
 
 
 def _name(row: Mapping[str, Any], several_traces: bool) -> str:
-    name = row["allocator"] + (" *" if row["as_if"] else "")
+    marks = [(" †", row["latency_source"] == "reference"), (" *", row["as_if"])]
+    name = row["allocator"] + "".join(mark for mark, holds in marks if holds)
     return f"{Path(row['trace']).stem}: {name}" if several_traces else name
 
 
@@ -180,13 +181,8 @@ def speed_table(cells: Sequence[Mapping[str, Any]]) -> Table:
 def notes(results: Sequence[CellResult], left_out: Iterable[tuple[str, str]] = ()) -> list[str]:
     """What a reader of the tables must know, one sentence each, none twice."""
     found: dict[str, None] = {}
-    for result in results:
-        info = result.info
-        if info["as_if"]:
-            found[
-                f"* as-if replay: {info['trace']['device']} traffic through an allocator for "
-                f"{info['allocator']['kind']} memory; shown, never recommended from."
-            ] = None
+    if any(result.info["allocator"]["latency_source"] == "reference" for result in results):
+        found["† PyTorch's own code, compiled against the installed torch: the reference."] = None
     for result in results:
         info = result.info
         if info["backend"]["is_model"]:

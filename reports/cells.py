@@ -29,7 +29,7 @@ COLOURS = (
 )
 DASHES = ("solid", "dash", "dot", "dashdot")
 
-AS_IF, MODEL = "as if", "model"
+AS_IF, MODEL, REFERENCE = "as if", "model", "reference"
 
 # What a page cannot do without, beyond what every reader of a result checks.
 _FIELDS: dict[str, tuple[str, ...]] = {
@@ -92,9 +92,15 @@ class Cell:
         return bool(self.info["backend"]["is_model"])
 
     @property
+    def is_reference(self) -> bool:
+        """Whether it is PyTorch's own code that was measured."""
+        return bool(self.info["allocator"].get("latency_source") == "reference")
+
+    @property
     def marks(self) -> list[str]:
         """What must be said wherever the cell's numbers appear."""
-        return [mark for mark, holds in ((AS_IF, self.as_if), (MODEL, self.is_model)) if holds]
+        marks = ((AS_IF, self.as_if), (MODEL, self.is_model), (REFERENCE, self.is_reference))
+        return [mark for mark, holds in marks if holds]
 
     @property
     def chart_label(self) -> str:

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from workbench.reports import formats
-from workbench.reports.cells import AS_IF, MODEL, Cell
+from workbench.reports.cells import AS_IF, MODEL, REFERENCE, Cell
 
 _MARK_MEANING = {
     AS_IF: "as-if replay: recorded on another kind of device; shown, never recommended from",
     MODEL: "the memory came from a model of a device, not from the device",
+    REFERENCE: "PyTorch's own code, compiled against the installed torch",
 }
 _SOURCE_MEANING = {
     "ours": "latency of the workbench's own implementation, not of PyTorch's",

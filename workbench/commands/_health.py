@@ -79,10 +79,14 @@ def _recording() -> Iterator[Finding]:
 def _replaying() -> Iterator[Finding]:
     try:
         from workbench.replay import _engine
+        from workbench.replay.allocators import known_allocators
     except ImportError as error:
         yield Finding("engine", "broken", "does not load", f"install the package again: {error}")
         return
-    for what, known in (("allocator", _engine.allocators()), ("backend", _engine.backends())):
+    for what, known in (
+        ("allocator", known_allocators().values()),
+        ("backend", _engine.backends()),
+    ):
         for one in known:
             yield Finding(
                 f"{what} {one['name']}",

@@ -20,9 +20,9 @@ def command(
 
       wb allocators --json
     """
-    from workbench.replay import _engine
+    from workbench.replay.allocators import known_allocators
 
-    allocators = _engine.allocators()
+    allocators = list(known_allocators().values())
     if as_json:
         print(json.dumps({"allocators": allocators}, indent=1))
         return

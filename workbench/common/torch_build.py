@@ -64,7 +64,8 @@ def find_torch(folder: Path | None = None) -> TorchInstall:
     if not library.is_file():
         raise TorchBuildError(
             f"the torch in {folder} has no lib/libc10.so to link with; "
-            "the recorder needs torch's Linux wheel: `pip install --force-reinstall torch`"
+            "what is compiled against it needs torch's Linux wheel: "
+            "`pip install --force-reinstall torch`"
         )
     text = (folder / "version.py").read_text(encoding="utf-8")
     found = dict(re.findall(r"^(__version__|git_version)\b.*?=\s*['\"](.*?)['\"]", text, re.M))
@@ -102,6 +103,7 @@ def build(
     sources: Sequence[Path],
     *,
     headers: Sequence[Path] = (),
+    includes: Sequence[Path] = (),
     libraries: Sequence[str] = ("c10",),
     uses_python: bool = False,
     torch: TorchInstall | None = None,
@@ -112,6 +114,7 @@ def build(
         name: the library's name, without ``lib`` and ``.so``.
         sources: C++ files; their folders may hold headers they include.
         headers: our own headers that `sources` include: a change in one means a new library.
+        includes: folders to look for them in, besides those of `sources`.
         libraries: torch's libraries to link with, such as ``c10`` and ``torch_cpu``.
         uses_python: the sources include ``Python.h``.
         torch: the torch to build against; by default the installed one.
@@ -120,7 +123,7 @@ def build(
         TorchBuildError: no torch, headers or compiler, or the compiler refused.
     """
     torch = torch or find_torch()
-    flags = _flags(torch, libraries, uses_python)
+    flags = [*(f"-I{folder}" for folder in includes), *_flags(torch, libraries, uses_python)]
     key = hashlib.sha256()
     for text in (torch.version, str(torch.folder), platform.machine(), os.environ.get("CXX", "")):
         key.update(text.encode() + b"\0")
@@ -157,6 +160,8 @@ def _flags(torch: TorchInstall, libraries: Sequence[str], uses_python: bool) -> 
         f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.cxx11_abi)}",
         *include,
         f"-L{torch.folder / 'lib'}",
+        # Found by a program that has not imported torch too.
+        f"-Wl,-rpath,{torch.folder / 'lib'}",
         *(f"-l{library}" for library in libraries),
         "-pthread",
     ]

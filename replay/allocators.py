@@ -1,0 +1,69 @@
+"""All that can be replayed against: the engine's allocators and the references, in one list."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from workbench.common.errors import MissingPartError
+from workbench.replay import _engine
+from workbench.replay.cell import AllocatorSpec
+from workbench.replay.references import Reference, references
+
+# What a path in the engine's settings cannot hold.
+_UNFIT = re.compile(r"[\s,\[\]]")
+
+
+def known_allocators() -> dict[str, dict[str, Any]]:
+    """What the engine says of each allocator, by name, and the same of each reference."""
+    known: dict[str, dict[str, Any]] = {info["name"]: {**info} for info in _engine.allocators()}
+    if "pluggable" not in known:  # what references run as is not there yet
+        return known
+    for name, one in references().items():
+        reason = one.unavailable()
+        known[name] = {
+            "name": name,
+            "summary": one.summary,
+            "kind": one.kind,
+            "settings": dict(one.settings),
+            "runs_plan": False,
+            "latency_source": "reference",
+            "available": not reason,
+            "reason": reason,
+        }
+    return known
+
+
+def reference_of(spec: AllocatorSpec) -> Reference | None:
+    """The reference that `spec` names; None for an allocator of the engine."""
+    return references().get(spec.name)
+
+
+def runs_as(spec: AllocatorSpec) -> tuple[str, str]:
+    """The engine's allocator and its settings that `spec` stands for; compiles a reference.
+
+    Raises:
+        MissingPartError: a reference cannot be compiled here.
+    """
+    reference = reference_of(spec)
+    if reference is None:
+        return spec.name, spec.settings
+    library = str(reference.library())
+    if _UNFIT.search(library):
+        raise MissingPartError(
+            f"{spec.name}: it is compiled into {library!r}, and the engine takes no path with "
+            "blanks, commas or brackets; set XDG_CACHE_HOME to a folder without"
+        )
+    settings = f"library:{library},abi:workbench"
+    return "pluggable", settings + (f",config:[{spec.settings}]" if spec.settings else "")
+
+
+def unfit_backend(spec: AllocatorSpec, backend: str) -> str:
+    """Why `spec` cannot run on `backend`, which itself can be used; empty where it can."""
+    reference = reference_of(spec)
+    if reference is None or not reference.takes_system_memory or backend == "host":
+        return ""
+    return (
+        f"{spec.name} takes its memory from the system by itself, so it runs on the backend host "
+        f"and not on {backend}; replay it with --backend host"
+    )

@@ -1,0 +1,97 @@
+"""PyTorch's own allocators, compiled against the installed torch: what ours are held against.
+
+A reference is two files in this folder: ``NAME.cpp``, a library for the engine's C interface
+(``workbench_allocator.h``) around the original, and ``NAME.py``, which holds ``REFERENCE``. It is
+found by being here. It is compiled when it is going to run, and kept for each version of torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from workbench.common.errors import MissingPartError
+from workbench.common.torch_build import TorchBuildError, build, find_compiler, find_torch
+
+FOLDER = Path(__file__).parent
+HEADER = FOLDER.parent / "include" / "workbench_allocator.h"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One of PyTorch's own allocators.
+
+    Args:
+        name: ``torch-…``.
+        models: the name of ours that it is the original of.
+        summary: what it is, in a line.
+        kind: of memory: ``cpu``, ``pinned`` or ``device``.
+        source: the C++ file in this folder.
+        libraries: of torch, to link with.
+        settings: what it takes, each with its meaning.
+        takes_system_memory: whether it asks the system for memory by itself, so that only the
+            backend ``host`` will do and no capacity holds it.
+        crashes: by the name of the signal that a known defect of the original ends it with, a
+            sentence without a full stop that says so.
+    """
+
+    name: str
+    models: str
+    summary: str
+    kind: str
+    source: str
+    libraries: tuple[str, ...]
+    settings: Mapping[str, str] = field(default_factory=dict)
+    takes_system_memory: bool = False
+    crashes: Mapping[str, str] = field(default_factory=dict)
+
+    def unavailable(self) -> str:
+        """Why it cannot run here; empty where it can."""
+        return _missing()
+
+    def library(self) -> Path:
+        """The compiled library; compiles it unless it is there.
+
+        Raises:
+            MissingPartError: torch or a compiler is missing, or the compiler refused.
+        """
+        try:
+            return build(
+                Path(self.source).stem,
+                [FOLDER / self.source],
+                headers=[HEADER, *FOLDER.glob("*.h")],
+                includes=[HEADER.parent],
+                libraries=self.libraries,
+            )
+        except TorchBuildError as error:
+            raise MissingPartError(f"{self.name}: {error}") from None
+
+
+@cache
+def references() -> dict[str, Reference]:
+    """All of them, by name.
+
+    Raises:
+        ImportError: two have the same name.
+    """
+    found: dict[str, Reference] = {}
+    for module in pkgutil.iter_modules([str(FOLDER)]):
+        reference = importlib.import_module(f"{__name__}.{module.name}").REFERENCE
+        if reference.name in found:
+            raise ImportError(f"two references have the name {reference.name!r}")
+        found[reference.name] = reference
+    return dict(sorted(found.items()))
+
+
+@cache
+def _missing() -> str:
+    try:
+        find_torch()
+        find_compiler()
+    except TorchBuildError as error:
+        return str(error)
+    return ""
