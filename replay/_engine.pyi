@@ -156,10 +156,12 @@ class Events:
         op: n codes of `OPS`.
         slot: n slots, from `assign_slots`.
         size: n sizes in bytes; read on allocations only.
-        stream: n stream numbers from 0; -1 (all) only on `synchronize`.
+        stream: n stream numbers from 0; -1 (all) only on `synchronize` and `set_fraction`.
         thread: n thread numbers.
         slot_count: from `assign_slots`.
         step: n numbers of completed optimizer steps; None where they are not known.
+        value: n values: of `event_record` and `event_wait` the number of the CUDA event, 0 … n - 1;
+            of `set_fraction` millionths of the device. None where there is nothing to tell.
 
     Raises:
         ValueError: columns of different lengths, or a value outside its range.
@@ -174,6 +176,7 @@ class Events:
         thread: npt.NDArray[np.int32],
         slot_count: int,
         step: npt.NDArray[np.int32] | None = None,
+        value: npt.NDArray[np.int64] | None = None,
     ) -> None: ...
     def __len__(self) -> int: ...
 

@@ -36,7 +36,13 @@ ENGINE_COLUMNS = {
     "stream": "i4",
     "thread": "i4",
     "step": "i4",
+    "value": "i8",
 }
+# The operations whose `value` the engine is told.
+_CUDA_EVENTS = ("event_record", "event_wait")
+_VALUED = (*_CUDA_EVENTS, "set_fraction")
+WHOLE_FRACTION = 1_000_000
+"""The `value` of a `set_fraction` that is the whole device."""
 
 
 class _Codes:
@@ -82,6 +88,8 @@ class Traffic:
         scope: codes into `scopes`; -1 for none.
         fingerprint: digest of what is replayed; equal for equal traffic.
         peak_live_bytes: the greatest sum of live requested bytes.
+        value: of `event_record` and `event_wait` the number of the CUDA event, from 0 without gaps;
+            of `set_fraction` millionths of the device; else 0. None where there are no such events.
     """
 
     op: Array
@@ -100,12 +108,14 @@ class Traffic:
     scopes: list[str]
     fingerprint: str
     peak_live_bytes: int
+    value: Array | None = None
 
     def engine_columns(self) -> dict[str, Array]:
         """The columns that the engine takes, by their names in `_engine.Events`."""
         return {
             name: np.ascontiguousarray(getattr(self, name), dtype=dtype)
             for name, dtype in ENGINE_COLUMNS.items()
+            if getattr(self, name) is not None
         }
 
     def events(self) -> _engine.Events:
@@ -187,12 +197,14 @@ class LoadedTrace:
         part["stream"] = _lanes(op, part["stream"], part.get("pool"))
         try:
             slot, slot_count = _engine.assign_slots(op, part["id"])
+            value = _values(op, part.get("value"))
         except ValueError as error:
             raise BrokenFileError(self.path, str(error), "record it again") from None
         digest = blake2b(digest_size=16)
         digest.update(device.encode())
-        for column in (op, slot, part["size"], part["stream"], part["thread"]):
-            digest.update(np.ascontiguousarray(column).data)
+        for column in (op, slot, part["size"], part["stream"], part["thread"], value):
+            if column is not None:
+                digest.update(np.ascontiguousarray(column).data)
         return Traffic(
             op=op,
             slot=slot,
@@ -210,6 +222,7 @@ class LoadedTrace:
             scopes=self.texts["scope"],
             fingerprint=digest.hexdigest(),
             peak_live_bytes=_peak_live(op, part["size"]),
+            value=value,
         )
 
 
@@ -220,6 +233,21 @@ def _lanes(op: Array, stream: Array, pool: Array | None) -> Array:
     made = np.isin(op, [_engine.OPS["alloc"], _engine.OPS["live"]])
     lanes: Array = np.where(made, stream + (stream.max() + 1) * pool, stream).astype(stream.dtype)
     return lanes
+
+
+def _values(op: Array, value: Array | None) -> Array | None:
+    """What the engine is told of `value`; None where no event has one that it looks at."""
+    if value is None or not np.isin(op, [_engine.OPS[name] for name in _VALUED]).any():
+        return None
+    fractions = value[op == _engine.OPS["set_fraction"]]
+    if fractions.max(initial=0) > WHOLE_FRACTION:
+        raise ValueError(
+            f"set_fraction has a value of {fractions.max()}, above {WHOLE_FRACTION} millionths"
+        )
+    cuda_events = np.isin(op, [_engine.OPS[name] for name in _CUDA_EVENTS])
+    told: Array = np.where(op == _engine.OPS["set_fraction"], value, 0)
+    told[cuda_events] = np.unique(value[cuda_events], return_inverse=True)[1]
+    return told
 
 
 def _peak_live(op: Array, size: Array) -> int:
@@ -253,7 +281,8 @@ def load_trace(path: str, progress: Callable[[int, int], None] | None = None) ->
         }
         codes = {name: _Codes() for name in _TEXTS}
         at = 0
-        for batch in part.batches(columns=COLUMNS, check=True):
+        valued = [_engine.OPS[name] for name in _VALUED]
+        for batch in part.batches(columns=[*COLUMNS, "value"], check=True):
             end = at + batch.num_rows
             for name in _NUMBERS:
                 columns[name][at:end] = batch.column(name).to_numpy(zero_copy_only=False)
@@ -262,6 +291,13 @@ def load_trace(path: str, progress: Callable[[int, int], None] | None = None) ->
                 if name == "event":
                     numbers = _ops(codes["event"].texts)[numbers]
                 columns[name][at:end] = numbers
+            looked_at = np.isin(columns["event"][at:end], valued)
+            if looked_at.any():
+                # Few traces have such events: the others spare the memory.
+                column = columns.setdefault("value", np.zeros(part.rows, dtype="i8"))
+                column[at:end] = batch.column("value").fill_null(-1).to_numpy(zero_copy_only=False)
+                # One that does not say which CUDA event it means says nothing.
+                columns["event"][at:end][looked_at & (column[at:end] < 0)] = _UNKNOWN
             at = end
             if progress is not None:
                 progress(before + at, total)

@@ -41,7 +41,8 @@ def load_events(folder: Path, slot_count: int) -> tuple[Any, dict[str, np.ndarra
     """The engine's events in `folder`, and their columns, mapped from what `Traffic.save` wrote."""
     columns = {
         name: np.load(folder / f"{name}.npy", mmap_mode="r")
-        for name in ("op", "slot", "size", "stream", "thread", "step")
+        for name in ("op", "slot", "size", "stream", "thread", "step", "value")
+        if (folder / f"{name}.npy").exists()
     }
     for column in columns.values():
         # Bring the pages in now: their faults belong to no call.

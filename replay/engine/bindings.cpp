@@ -406,9 +406,9 @@ NB_MODULE(_engine, m) {
   nb::class_<PyEvents>(m, "Events")
       .def(nb::init<Column<std::uint8_t>, Column<std::int32_t>, Column<std::int64_t>,
                     Column<std::int32_t>, Column<std::int32_t>, std::int32_t,
-                    std::optional<Column<std::int32_t>>>(),
+                    std::optional<Column<std::int32_t>>, std::optional<Column<std::int64_t>>>(),
            "op"_a, "slot"_a, "size"_a, "stream"_a, "thread"_a, "slot_count"_a,
-           "step"_a = nb::none())
+           "step"_a = nb::none(), "value"_a = nb::none())
       .def("__len__", [](const PyEvents& events) { return events.events.count(); });
 
   nb::class_<PyReplay>(m, "Replay")

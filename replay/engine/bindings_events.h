@@ -16,20 +16,23 @@ struct PyEvents {
   PyEvents(Column<std::uint8_t> op_column, Column<std::int32_t> slot_column,
            Column<std::int64_t> size_column, Column<std::int32_t> stream_column,
            Column<std::int32_t> thread_column, std::int32_t slot_count,
-           std::optional<Column<std::int32_t>> step_column)
+           std::optional<Column<std::int32_t>> step_column,
+           std::optional<Column<std::int64_t>> value_column)
       : op(std::move(op_column)),
         slot(std::move(slot_column)),
         size(std::move(size_column)),
         stream(std::move(stream_column)),
         thread(std::move(thread_column)),
         step(std::move(step_column)),
+        value(std::move(value_column)),
         events{view(op),
                view(slot),
                view(size),
                view(stream),
                view(thread),
                slot_count,
-               step ? view(*step) : std::span<const std::int32_t>()} {
+               step ? view(*step) : std::span<const std::int32_t>(),
+               value ? view(*value) : std::span<const std::int64_t>()} {
     check_events(events);
   }
 
@@ -39,6 +42,7 @@ struct PyEvents {
   const Column<std::int32_t> stream;
   const Column<std::int32_t> thread;
   const std::optional<Column<std::int32_t>> step;
+  const std::optional<Column<std::int64_t>> value;
   const Events events;
 };
 

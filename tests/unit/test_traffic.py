@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from trace_maker import write_trace
 
+from workbench.common.errors import BrokenFileError
 from workbench.replay import _engine
 from workbench.replay.events import Traffic, load_trace
 
@@ -60,3 +62,48 @@ def test_a_private_pool_shares_no_memory_with_the_default_one(tmp_path: Path) ->
     assert shared.stream.tolist() == [1, 1, 1]
     assert apart.stream[2] == 1
     assert apart.stream[0] > 1
+
+
+def test_cuda_events_are_numbered_without_gaps_and_those_without_a_number_are_passed_over(
+    tmp_path: Path,
+) -> None:
+    events = [
+        ("alloc", 0, MIB),
+        ("event_record", -1, 0),
+        ("capture_begin", -1, 0),
+        ("capture_end", -1, 0),
+        ("event_wait", -1, 0),
+        ("event_record", -1, 0),
+        ("set_fraction", -1, 0),
+        ("event_wait", -1, 0),
+    ]
+    path = write_trace(
+        tmp_path / "run.parquet",
+        events,
+        device=["cuda:0"] * 8,
+        stream=[0, 1, 0, 0, 0, 2, -1, 2],
+        value=[7, 900, None, None, 900, 5, 250_000, None],
+    )
+    traffic = traffic_of(path)
+    assert [NAMES[op] for op in traffic.op] == [event for event, *_ in events[:-1]]
+    assert traffic.value is not None
+    assert traffic.value.tolist() == [0, 1, 0, 0, 1, 0, 250_000]
+    assert len(traffic.events()) == 7
+
+
+def test_values_are_no_part_of_traffic_that_has_no_use_for_them(tmp_path: Path) -> None:
+    events = [("alloc", 0, MIB), ("free", 0, MIB)]
+    columns = {"device": ["cuda:0"] * 2}
+    plain = traffic_of(write_trace(tmp_path / "a.parquet", events, **columns))
+    valued = traffic_of(write_trace(tmp_path / "b.parquet", events, value=[1, 2], **columns))
+    assert valued.value is None
+    assert valued.fingerprint == plain.fingerprint
+    assert "value" not in valued.engine_columns()
+
+
+def test_a_fraction_above_the_whole_is_a_broken_trace(tmp_path: Path) -> None:
+    path = write_trace(
+        tmp_path / "run.parquet", [("set_fraction", -1, 0)], device=["cuda:0"], value=[1_000_001]
+    )
+    with pytest.raises(BrokenFileError, match="1000001, above 1000000 millionths"):
+        traffic_of(path)

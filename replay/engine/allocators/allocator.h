@@ -85,6 +85,14 @@ class Allocator {
   virtual void free(void* handle, ThreadId thread) = 0;
   virtual void record_stream(void*, StreamId) {}
   virtual void empty_cache() {}
+  // What else the program did. Events are CUDA events, numbered from 0; a fraction is in millionths
+  // of the device. Do nothing unless an allocator's rules name them.
+  virtual void event_record(std::size_t, StreamId) {}
+  virtual void event_wait(std::size_t, StreamId) {}
+  virtual void synchronized(StreamId) {}  // kAllStreams: every one
+  virtual void capture_begin(StreamId) {}
+  virtual void capture_end(StreamId) {}
+  virtual void set_fraction(std::int64_t) {}
 
   // The checked path: by address, as slow as it needs to be. Throws DoubleFreeError or
   // ForeignPointerError and leaves the state unchanged.

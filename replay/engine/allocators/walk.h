@@ -106,6 +106,7 @@ template <class A, class Observer>
 void walk_other(A& allocator, Program& program, Observer& observer, std::size_t i) {
   const Events& events = program.events;
   StreamProgress& progress = program.backend.progress();
+  const auto value_at = [&] { return static_cast<std::size_t>(events.value[i]); };
   switch (events.op_at(i)) {
     case Op::kRecordStream: {
       if (events.slot[i] == kNoSlot) break;
@@ -119,6 +120,7 @@ void walk_other(A& allocator, Program& program, Observer& observer, std::size_t 
       break;
     case Op::kSynchronize:
       progress.synchronize(events.stream[i]);
+      allocator.synchronized(events.stream[i]);
       break;
     case Op::kFreeCompleted:
       for (const StreamId stream : program.completed_streams.of(program.completed_seen++)) {
@@ -126,7 +128,23 @@ void walk_other(A& allocator, Program& program, Observer& observer, std::size_t 
                                    program.freed_at[static_cast<std::size_t>(events.slot[i])]);
       }
       break;
-    default:  // event_record, event_wait: no allocator here looks at the program's own
+    // What follows is no call of the allocator's in the program, and so not timed.
+    case Op::kEventRecord:
+      if (!events.value.empty()) allocator.event_record(value_at(), events.stream[i]);
+      break;
+    case Op::kEventWait:
+      if (!events.value.empty()) allocator.event_wait(value_at(), events.stream[i]);
+      break;
+    case Op::kCaptureBegin:
+      allocator.capture_begin(events.stream[i]);
+      break;
+    case Op::kCaptureEnd:
+      allocator.capture_end(events.stream[i]);
+      break;
+    case Op::kSetFraction:
+      if (!events.value.empty()) allocator.set_fraction(events.value[i]);
+      break;
+    default:
       break;
   }
 }

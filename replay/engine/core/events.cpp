@@ -124,7 +124,8 @@ std::int32_t assign_slots(std::span<const std::uint8_t> op, std::span<const std:
 void check_events(const Events& events) {
   const std::size_t n = events.count();
   if (events.slot.size() != n || events.size.size() != n || events.stream.size() != n ||
-      events.thread.size() != n || (!events.step.empty() && events.step.size() != n)) {
+      events.thread.size() != n || (!events.step.empty() && events.step.size() != n) ||
+      (!events.value.empty() && events.value.size() != n)) {
     throw InputError("the event columns differ in length; pass one value of each for every event");
   }
   if (events.slot_count < 0)
@@ -143,10 +144,20 @@ void check_events(const Events& events) {
               std::to_string(events.slot_count - 1) + "; pass what assign_slots gave");
     }
     if (events.size[i] < 0) fail_at("has a size below 0");
-    if (events.stream[i] < (op == Op::kSynchronize ? kAllStreams : 0) ||
-        events.stream[i] >= kMostStreams) {
+    const bool of_all_streams = op == Op::kSynchronize || op == Op::kSetFraction;
+    if (events.stream[i] < (of_all_streams ? kAllStreams : 0) || events.stream[i] >= kMostStreams) {
       fail_at("has stream " + std::to_string(events.stream[i]) + ", outside 0 to " +
               std::to_string(kMostStreams - 1));
+    }
+    if (events.value.empty()) continue;
+    const std::int64_t value = events.value[i];
+    if ((op == Op::kEventRecord || op == Op::kEventWait) &&
+        (value < 0 || static_cast<std::size_t>(value) >= n)) {
+      fail_at("has CUDA event " + std::to_string(value) + ", outside 0 to " +
+              std::to_string(n - 1) + "; number them from 0 without gaps");
+    }
+    if (op == Op::kSetFraction && (value < 0 || value > kWholeFraction)) {
+      fail_at("sets a fraction of " + std::to_string(value) + " millionths, outside 0 to 1000000");
     }
   }
 }

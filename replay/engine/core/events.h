@@ -23,11 +23,14 @@ enum class Op : std::uint8_t {
   kEmptyCache,
   kEventRecord,
   kEventWait,
+  kCaptureBegin,
+  kCaptureEnd,
+  kSetFraction,
 };
 
-inline constexpr std::array<std::string_view, 9> kOpNames = {
-    "alloc",       "free",        "live",         "free_completed", "record_stream",
-    "synchronize", "empty_cache", "event_record", "event_wait",
+inline constexpr std::array<std::string_view, 12> kOpNames = {
+    "alloc",       "free",         "live",       "free_completed", "record_stream", "synchronize",
+    "empty_cache", "event_record", "event_wait", "capture_begin",  "capture_end",   "set_fraction",
 };
 
 // `stream` of a synchronize that waits for all streams.
@@ -36,6 +39,8 @@ inline constexpr StreamId kAllStreams = -1;
 inline constexpr StreamId kMostStreams = 1 << 16;
 // `slot` of an event that has no id.
 inline constexpr std::int32_t kNoSlot = -1;
+// `value` of a set_fraction that is the whole device.
+inline constexpr std::int64_t kWholeFraction = 1'000'000;
 
 struct Events {
   std::span<const std::uint8_t> op;
@@ -47,6 +52,9 @@ struct Events {
   std::int32_t slot_count = 0;
   // Optimizer steps completed so far; empty where that is not told.
   std::span<const std::int32_t> step = {};
+  // Of event_record and event_wait the number of the CUDA event, below count(); of set_fraction
+  // millionths of the device. Empty where there is nothing to tell.
+  std::span<const std::int64_t> value = {};
 
   std::size_t count() const { return op.size(); }
   Op op_at(std::size_t event) const { return static_cast<Op>(op[event]); }
@@ -60,7 +68,7 @@ std::int32_t assign_slots(std::span<const std::uint8_t> op, std::span<const std:
 
 // Throws InputError unless all columns are equally long and hold what the replayer relies on:
 // known ops, slots inside 0 … slot_count − 1 where the op needs one, sizes ≥ 0, streams
-// below kMostStreams.
+// below kMostStreams, values that `value` allows.
 void check_events(const Events& events);
 
 // The streams that each `free_completed` event's block had been recorded on.
