@@ -20,9 +20,10 @@ JOURNAL_ACTIONS: dict[str, int]
 class AllocatorInfo(TypedDict):
     name: str
     summary: str
-    kind: Literal["cpu", "device"]
+    kind: Literal["cpu", "pinned", "device"]
     settings: dict[str, str]
     runs_plan: bool
+    needs_library: bool
     latency_source: str
     available: bool
     reason: str
@@ -132,6 +133,16 @@ def allocators() -> list[AllocatorInfo]:
 
 def backends() -> list[BackendInfo]:
     """Every backend, sorted by name."""
+
+class LibraryFault(RuntimeError):
+    """A library of the user's does not do what an allocator must."""
+
+def check_settings(allocator: str, settings: str) -> None:
+    """Read the settings of `allocator` as far as that can be done without making one.
+
+    Raises:
+        ValueError: an unknown name, setting or value.
+    """
 
 def assign_slots(
     op: npt.NDArray[np.uint8], id: npt.NDArray[np.int64]

@@ -49,7 +49,7 @@ def to_text(settings: Mapping[str, str]) -> str:
 
 def from_text(text: str) -> dict[str, str]:
     """Settings by key of ``key:value,…``."""
-    return AllocatorSpec("caching", "".join(text.split())).settings_by_key()
+    return AllocatorSpec("caching", text).settings_by_key()
 
 
 def simplicity(text: str) -> tuple[int, int, str]:

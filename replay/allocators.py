@@ -17,8 +17,6 @@ _UNFIT = re.compile(r"[\s,\[\]]")
 def known_allocators() -> dict[str, dict[str, Any]]:
     """What the engine says of each allocator, by name, and the same of each reference."""
     known: dict[str, dict[str, Any]] = {info["name"]: {**info} for info in _engine.allocators()}
-    if "pluggable" not in known:  # what references run as is not there yet
-        return known
     for name, one in references().items():
         reason = one.unavailable()
         known[name] = {
@@ -27,6 +25,7 @@ def known_allocators() -> dict[str, dict[str, Any]]:
             "kind": one.kind,
             "settings": dict(one.settings),
             "runs_plan": False,
+            "needs_library": False,
             "latency_source": "reference",
             "available": not reason,
             "reason": reason,

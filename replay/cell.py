@@ -16,8 +16,9 @@ from workbench.common.errors import UsageError
 DEFAULT_DEVICE_CAPACITY = 80 * 2**30
 _DELAY = re.compile(r"delay:([0-9]{1,19})")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_=+-]+")
-# One `key:value` of settings; what is in square brackets, closed or not, is one value.
-_SETTING = re.compile(r"(?:[^,\[]|\[[^\]]*\]?)+")
+_KEY = re.compile(r"[A-Za-z_]\w*:")
+# What a value can hold in double quotes only.
+_NEEDS_QUOTES = re.compile(r"[\s,\[\]]")
 # Where PyTorch looks for the settings of its caching allocator; the first that is set counts.
 SETTINGS_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
@@ -40,15 +41,50 @@ class AllocatorSpec:
         return f"{self.name} ({self.settings})" if self.settings else self.name
 
     def settings_by_key(self) -> dict[str, str]:
-        """The settings as a mapping; a value may hold commas inside square brackets."""
-        parts = _SETTING.findall(self.settings)
-        return dict(part.split(":", 1) if ":" in part else (part, "") for part in parts)
+        """The settings as a mapping; values without the quotes they may be in."""
+        parts = (part.partition(":") for part in split_settings(self.settings))
+        return {key: unquoted(value) for key, _, value in parts}
+
+
+def split_settings(text: str) -> list[str]:
+    """Each ``key:value`` of `text`, as the engine reads them: without blanks outside quotes.
+
+    A value may hold commas inside square brackets; one in double quotes holds anything but those.
+    """
+    parts = [""]
+    depth, in_quotes = 0, False
+    for letter in text:
+        part = parts[-1]
+        if in_quotes or letter == '"':
+            begins = part == "" or part.find(":") == len(part) - 1
+            in_quotes = letter != '"' if in_quotes else begins
+        elif letter == "," and depth <= 0:
+            parts.append("")
+            continue
+        elif letter.isspace():
+            continue
+        else:
+            depth += (letter == "[") - (letter == "]")
+        parts[-1] += letter
+    return [part for part in parts if part]
+
+
+def unquoted(value: str) -> str:
+    """A setting's value without the double quotes around it, if there are any."""
+    is_quoted = value.startswith('"') and value.find('"', 1) == len(value) - 1
+    return value[1:-1] if is_quoted else value
+
+
+def quoted(value: str) -> str:
+    """A setting's value in double quotes where it needs them."""
+    return f'"{value}"' if _NEEDS_QUOTES.search(value) else value
 
 
 def parse_allocator(text: str, known: Sequence[str]) -> AllocatorSpec:
     """The allocator named by ``NAME[:key:value,…]``.
 
-    ``caching:env`` stands for the settings in the environment, where PyTorch would find them.
+    ``caching:env`` stands for the settings in the environment, where PyTorch would find them, and
+    ``pluggable:LIB.so`` for ``pluggable:library:LIB.so``.
 
     Raises:
         UsageError: no allocator of that name; the message suggests the nearest. Or no settings in
@@ -71,8 +107,18 @@ def parse_allocator(text: str, known: Sequence[str]) -> AllocatorSpec:
         )
     if name == "caching" and settings.strip() == "env":
         settings = _environment_settings(text)
-    parts = _SETTING.findall("".join(settings.split()))
+    parts = split_settings(settings)
+    if name == "pluggable" and parts and not _KEY.match(parts[0]):
+        parts[0] = f"library:{parts[0]}"
+    # One text for equal settings.
+    parts = [_plainly(part) for part in parts]
     return AllocatorSpec(name, ",".join(sorted(parts)))
+
+
+def _plainly(part: str) -> str:
+    key, colon, value = part.partition(":")
+    plain = unquoted(value)
+    return part if plain == value else key + colon + quoted(plain)
 
 
 def _environment_settings(text: str) -> str:

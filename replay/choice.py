@@ -52,7 +52,11 @@ def choose_allocators(
         if text == "all":
             for name, info in infos.items():
                 spec = AllocatorSpec(name)
-                reason = info["reason"] or unfit_backend(spec, _backend(info, backend)["name"])
+                reason = (
+                    f"name one: {name}:LIB.so"
+                    if info["needs_library"]
+                    else info["reason"] or unfit_backend(spec, _backend(info, backend)["name"])
+                )
                 if reason:
                     choice.left_out.append((name, reason))
                 else:
@@ -97,6 +101,10 @@ def _check_settings(
     columns = {name: np.empty(0, dtype=dtype) for name, dtype in none.items()}
     allocator, settings = runs_as(spec)
     try:
+        if info["needs_library"]:
+            # It is loaded in processes of its own only: what it does to them is its cell's result.
+            _engine.check_settings(allocator, settings)
+            return
         events = _engine.Events(**columns, slot_count=0)
         plan = plan_in_file(spec)
         _engine.Replay(events, allocator, settings, backend=backend["name"], plan=plan).memory(1)

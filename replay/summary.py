@@ -28,6 +28,7 @@ SOURCES = {
     "ours": "our own implementation, which is faster than PyTorch's by design",
     "reference": "PyTorch's own code",
     "hardware": "measured on the device",
+    "library": "the library's own code",
     "not priced": "driver calls cost nothing here",
 }
 

@@ -351,12 +351,19 @@ nb::list list_allocators() {
     item["kind"] = kAllocatorKindNames[static_cast<std::size_t>(entry.kind)];
     item["settings"] = settings;
     item["runs_plan"] = entry.runs_plan;
-    item["latency_source"] = "ours";
+    item["needs_library"] = entry.needs_library;
+    item["latency_source"] = entry.needs_library ? "library" : "ours";
     item["available"] = true;
     item["reason"] = "";
     list.append(item);
   }
   return list;
+}
+
+void check_settings(const std::string& name, const std::string& text) {
+  const AllocatorEntry& entry = allocator_registry().get(name);
+  const Settings settings(text, name, entry.settings);
+  if (entry.check_settings) entry.check_settings(settings);
 }
 
 nb::list list_backends() {
@@ -386,6 +393,9 @@ NB_MODULE(_engine, m) {
     if (!fault.empty()) throw nb::import_error(fault.c_str());
   }
 
+  // A subclass of RuntimeError: those who do not tell faults of libraries apart need not.
+  nb::exception<LibraryFaultError>(m, "LibraryFault", PyExc_RuntimeError);
+
   nb::dict ops;
   for (std::size_t code = 0; code < kOpNames.size(); ++code) {
     ops[nb::str(kOpNames[code].data(), kOpNames[code].size())] = code;
@@ -398,6 +408,7 @@ NB_MODULE(_engine, m) {
   m.attr("JOURNAL_ACTIONS") = actions;
   m.def("allocators", &list_allocators);
   m.def("backends", &list_backends);
+  m.def("check_settings", &check_settings, "allocator"_a, "settings"_a);
   m.def("assign_slots", &py_assign_slots, "op"_a, "id"_a);
 
   bind_history(m);

@@ -44,10 +44,12 @@ Registry<AllocatorEntry>& allocator_registry() {
 }
 
 std::unique_ptr<Allocator> make_allocator(std::string_view name, std::string_view settings,
-                                          Backend& backend, std::shared_ptr<const Plan> plan) {
+                                          Backend& backend, std::shared_ptr<const Plan> plan,
+                                          bool counts) {
   const AllocatorEntry& entry = allocator_registry().get(name);
   Settings parsed(settings, name, entry.settings);
   parsed.set_plan(std::move(plan));
+  parsed.set_counts(counts);
   return entry.create(backend, parsed);
 }
 

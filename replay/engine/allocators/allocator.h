@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "backends/backend.h"
+#include "core/events.h"
 #include "core/journal.h"
 #include "core/registry.h"
 #include "core/settings.h"
@@ -108,12 +109,17 @@ class Allocator {
   virtual Bytes largest_free() const = 0;
 
   virtual Statistics statistics() const { return statistics_; }
+  // Which of these it tells; the same all its life.
+  virtual Reported reported() const { return {}; }
   // The dictionary of torch.cuda.memory_stats; empty where PyTorch's original keeps none.
   virtual std::vector<std::pair<std::string, std::int64_t>> torch_statistics() const { return {}; }
   // One sentence each about settings that do nothing or are known to hurt.
   virtual std::vector<std::string> warnings() const { return {}; }
   // Whether the next free of this block is complete only when other streams are done.
   virtual bool delays_free(const void*) const { return false; }
+  // What it is going to serve; called once by a replay, before anything else and outside of any
+  // measured time.
+  virtual void prepare(const Events&) {}
   // The program begins (again), or comes to an end: the frees that follow are not its own.
   virtual void program_begins() {}
   virtual void program_ends() {}
@@ -162,13 +168,20 @@ struct AllocatorEntry {
   std::vector<std::string> also_tested_with = {};
   // Whether it is given a plan, made of what it is to serve where there is no other.
   bool runs_plan = false;
+  // Whether it is nothing without the setting `library`, a shared library of the user's.
+  bool needs_library = false;
+  // Throws InputError for settings that will not do, without making an allocator; empty where only
+  // making one tells.
+  std::function<void(const Settings&)> check_settings = {};
 };
 
 Registry<AllocatorEntry>& allocator_registry();
 
-// A fresh allocator; throws InputError for an unknown name or setting.
+// A fresh allocator; throws InputError for an unknown name or setting. `counts`: whether it will be
+// asked for statistics.
 std::unique_ptr<Allocator> make_allocator(std::string_view name, std::string_view settings,
                                           Backend& backend,
-                                          std::shared_ptr<const Plan> plan = nullptr);
+                                          std::shared_ptr<const Plan> plan = nullptr,
+                                          bool counts = true);
 
 }  // namespace workbench

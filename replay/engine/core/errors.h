@@ -4,7 +4,8 @@
 //   ├── DoubleFreeError      a block that is already free was freed
 //   ├── ForeignPointerError  an address no allocation starts at
 //   ├── DamagedBlockError    a live block's bytes changed under its owner
-//   └── PlanMismatchError    the traffic is not what the plan was made of
+//   ├── PlanMismatchError    the traffic is not what the plan was made of
+//   └── LibraryFaultError    a library of the user's does not do what an allocator must
 //   InputError               an unknown name, setting or value, or events that contradict
 //   themselves
 #pragma once
@@ -47,6 +48,11 @@ class PlanMismatchError : public EngineError {
   const std::int64_t id;  // of the plan
   const std::string expected;
   const std::string got;
+};
+
+class LibraryFaultError : public EngineError {
+ public:
+  using EngineError::EngineError;
 };
 
 class InputError : public std::invalid_argument {

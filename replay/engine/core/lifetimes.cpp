@@ -49,7 +49,7 @@ ThreadId busiest_thread(const Events& events, EventRange range) {
   return busiest;
 }
 
-Lifetimes lifetimes_of(const Events& events, EventRange range, ThreadId thread) {
+Lifetimes lifetimes_of(const Events& events, EventRange range, std::optional<ThreadId> thread) {
   constexpr std::int64_t kNobody = -1;
   Lifetimes lifetimes;
   // The allocation that each slot holds.
@@ -58,7 +58,7 @@ Lifetimes lifetimes_of(const Events& events, EventRange range, ThreadId thread) 
     const auto slot = static_cast<std::size_t>(events.slot[i]);
     if (allocates(events, i)) {
       holder[slot] = kNobody;
-      if (events.thread[i] != thread) continue;
+      if (thread && events.thread[i] != *thread) continue;
       holder[slot] = static_cast<std::int64_t>(lifetimes.count());
       lifetimes.size.push_back(events.size[i]);
       lifetimes.end.push_back(kUnmanaged);

@@ -19,6 +19,45 @@ std::string known_keys(const std::vector<SettingHelp>& known) {
   return text;
 }
 
+// Where the setting that begins at `start` ends: at a comma outside quotes and brackets.
+std::size_t end_of_setting(std::string_view text, std::size_t start, const std::string& allocator) {
+  int depth = 0;
+  bool has_colon = false;
+  bool value_begins = false;
+  std::size_t at = start;
+  for (; at < text.size() && (text[at] != ',' || depth > 0); ++at) {
+    const char letter = text[at];
+    if (letter == '"' && value_begins) {
+      const std::size_t end = text.find('"', at + 1);
+      const std::size_t next = end == text.npos ? end : text.find_first_not_of(' ', end + 1);
+      if (end == text.npos || (next != text.npos && text[next] != ',')) {
+        throw InputError("setting '" + std::string(text.substr(start)) + "' of " + allocator +
+                         (end == text.npos ? " has a quote that does not end"
+                                           : " goes on after its closing quote") +
+                         "; write key:\"value\",key:value");
+      }
+      at = end;
+    }
+    if (letter == '[') ++depth;
+    if (letter == ']') --depth;
+    if (letter != ' ') value_begins = letter == ':' && !has_colon;
+    has_colon |= letter == ':';
+  }
+  return at;
+}
+
+// Without spaces, and a value in quotes without those.
+std::string plain(std::string_view setting) {
+  const std::size_t colon = setting.find(':');
+  const std::size_t value =
+      colon == setting.npos ? colon : setting.find_first_not_of(' ', colon + 1);
+  const bool quoted = value != setting.npos && setting[value] == '"';
+  std::string text(quoted ? setting.substr(0, value) : setting);
+  std::erase(text, ' ');
+  if (quoted) text += setting.substr(value + 1, setting.rfind('"') - value - 1);
+  return text;
+}
+
 }  // namespace
 
 Settings::Settings(std::string_view text, std::string_view allocator,
@@ -32,16 +71,10 @@ Settings::Settings(std::string_view text, std::string_view allocator,
     throw InputError("the settings of " + allocator_ + " hold a control character, at position " +
                      std::to_string(control - text.begin()) + "; write key:value,key:value");
   }
-  std::string rest(text);
-  std::erase(rest, ' ');
   std::size_t start = 0;
-  while (start < rest.size()) {
-    std::size_t end = start;
-    for (int depth = 0; end < rest.size() && (rest[end] != ',' || depth > 0); ++end) {
-      if (rest[end] == '[') ++depth;
-      if (rest[end] == ']') --depth;
-    }
-    const std::string part = rest.substr(start, end - start);
+  while ((start = text.find_first_not_of(' ', start)) < text.size()) {
+    const std::size_t end = end_of_setting(text, start, allocator_);
+    const std::string part = plain(text.substr(start, end - start));
     start = end + 1;
     const std::size_t colon = part.find(':');
     if (colon == std::string::npos || colon == 0) {

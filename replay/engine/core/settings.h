@@ -20,9 +20,10 @@ struct SettingHelp {
 
 class Settings {
  public:
-  // Spaces are ignored, a trailing comma is fine; a comma inside [ ] belongs to the value.
-  // Throws InputError for an empty setting, one without a colon, a control character, a key given
-  // twice, or a key not in `known`.
+  // Spaces are ignored, a trailing comma is fine; a comma inside [ ] belongs to the value. A value
+  // in double quotes is taken as it is, without them.
+  // Throws InputError for an empty setting, one without a colon, a control character, a quote that
+  // does not end, a key given twice, or a key not in `known`.
   Settings(std::string_view text, std::string_view allocator,
            const std::vector<SettingHelp>& known);
 
@@ -39,6 +40,9 @@ class Settings {
   // Of an allocator that runs one (AllocatorEntry::runs_plan); null where there is none.
   const std::shared_ptr<const Plan>& plan() const { return plan_; }
   void set_plan(std::shared_ptr<const Plan> plan) { plan_ = std::move(plan); }
+  // Whether the allocator will be asked for statistics; not so in timed passes.
+  bool counts() const { return counts_; }
+  void set_counts(bool counts) { counts_ = counts; }
 
   // Nothing where the text is anything else.
   static std::optional<std::int64_t> parse_whole_number(std::string_view text);
@@ -51,6 +55,7 @@ class Settings {
   std::string allocator_;
   std::vector<Entry> entries_;
   std::shared_ptr<const Plan> plan_;
+  bool counts_ = true;
 };
 
 }  // namespace workbench

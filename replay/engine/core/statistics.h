@@ -27,8 +27,26 @@ struct Statistics {
   std::int64_t ooms = 0;
   std::int64_t device_allocs = 0;
   std::int64_t device_frees = 0;
-  std::int64_t hits = 0;    // allocations served without asking the backend
-  std::int64_t misses = 0;  // allocations that asked it
+  std::int64_t hits = 0;                    // allocations served without asking the backend
+  std::int64_t misses = 0;                  // allocations that asked it
+  std::int64_t ignored_record_streams = 0;  // by an allocator that cannot be told of them
+};
+
+// Which numbers an allocator tells. What it does not tell is "not reported", never 0. What the
+// program asked for and how often is known without it.
+struct Reported {
+  bool requested = true;
+  bool allocated = true;
+  bool active = true;
+  bool reserved = true;
+  bool segments = true;
+  bool largest_free = true;
+  bool hits = true;
+  bool misses = true;
+  bool retries = true;
+  bool device_calls = true;  // device_allocs, device_frees
+  bool stranded = true;      // and inactive_split, n_active
+  bool blocks = true;        // whether `visit` shows them
 };
 
 // What decided how long a call took: the most expensive thing it did.

@@ -74,13 +74,15 @@ typedef struct wb_statistics {
   int64_t retries;
 } wb_statistics;
 
-/* The lifetimes of what is going to be allocated, by id: allocation 0, 1, 2, … */
+/* The lifetimes of what is going to be allocated, by id: allocation 0, 1, 2, … of all threads. The
+ * arrays have `count` elements each and are valid during the call. */
 typedef struct wb_lifetimes {
   size_t size;           /* of this structure */
   uint64_t count;        /* of allocations */
   const uint64_t* bytes; /* requested */
   /* Number of allocations made before its free; UINT64_MAX: not freed. */
   const uint64_t* end;
+  const int32_t* thread; /* that allocates */
 } wb_lifetimes;
 
 typedef struct wb_interface {
@@ -95,14 +97,15 @@ typedef struct wb_interface {
   /* The program's blocks have been freed. */
   void (*destroy)(void* allocator);
 
-  /* `bytes` > 0. NULL: out of memory. */
+  /* `bytes` > 0. Memory that starts at a multiple of 64, a device's at one of 512. NULL: out of
+   * memory. */
   void* (*allocate)(void* allocator, uint64_t bytes, int32_t stream, int32_t thread);
   /* `stream` is that of the allocation, `thread` the one that frees. */
   void (*deallocate)(void* allocator, void* memory, uint64_t bytes, int32_t stream, int32_t thread);
 
   /* The functions from here on may be NULL. */
 
-  /* Other work than that of the allocation's stream uses the block. */
+  /* Work of `stream` uses the block; it may be the stream of its allocation. */
   void (*record_stream)(void* allocator, void* memory, int32_t stream);
   void (*empty_cache)(void* allocator);
   void (*statistics)(void* allocator, wb_statistics* statistics);

@@ -203,7 +203,7 @@ MemoryResult Replay::memory(const MemoryOptions& options, const Checkpoint& chec
                      " have no bytes to verify; use the host backend");
   }
   MemoryResult result;
-  Run run(events_, completed_streams_, step_starts_, options_);
+  Run run(events_, completed_streams_, step_starts_, options_, /*counts=*/true);
   MemoryObserver observer(events_, options, run, result);
   const ResidentGrowth growth;
   const PageFaults before = page_faults();

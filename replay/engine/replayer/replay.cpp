@@ -42,7 +42,7 @@ Replay::Replay(const Events& events, CellOptions options)
     throw InputError("backend " + options_.backend + " cannot be used here: " + reason);
   }
   // Unknown names and settings are found here, not at the first pass.
-  Run run(events_, completed_streams_, step_starts_, options_);
+  Run run(events_, completed_streams_, step_starts_, options_, /*counts=*/true);
   backend_has_memory_ = run.backend().has_memory();
   warnings_ = run.allocator().warnings();
 }

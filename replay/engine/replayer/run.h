@@ -16,12 +16,16 @@ namespace workbench {
 
 class Run {
  public:
+  // `counts`: whether statistics will be asked for.
   Run(const Events& events, const CompletedStreams& completed_streams,
-      const std::vector<std::size_t>& step_starts, const CellOptions& options)
+      const std::vector<std::size_t>& step_starts, const CellOptions& options, bool counts)
       : step_starts_(step_starts),
         backend_(backend_registry().get(options.backend).create(options.backend_options)),
-        allocator_(make_allocator(options.allocator, options.settings, *backend_, options.plan)),
-        program_(events, completed_streams, *backend_, options.continue_after_oom) {}
+        allocator_(
+            make_allocator(options.allocator, options.settings, *backend_, options.plan, counts)),
+        program_(events, completed_streams, *backend_, options.continue_after_oom) {
+    allocator_->prepare(events);
+  }
 
   ~Run() { end_program(); }
   Run(const Run&) = delete;

@@ -44,7 +44,7 @@ TimedResult Replay::timed(State state, bool digest, const Checkpoint& checkpoint
   TimedResult result;
   result.ticks.resize(events_.count());
   result.causes.resize(events_.count());
-  Run run(events_, completed_streams_, step_starts_, options_);
+  Run run(events_, completed_streams_, step_starts_, options_, /*counts=*/false);
   if (state == State::kSteady && !warms_up(run, checkpoint, result)) return result;
   DecisionDigest decisions(run.allocator(), run.backend());
   Timed timed(result.ticks.data(), result.causes.data(), digest ? &decisions : nullptr);
@@ -77,12 +77,12 @@ ThroughputResult Replay::throughput(State state, std::size_t repeat,
   };
   if (state == State::kCold) {
     for (std::size_t i = 0; i < repeat; ++i) {
-      Run run(events_, completed_streams_, step_starts_, options_);
+      Run run(events_, completed_streams_, step_starts_, options_, /*counts=*/false);
       pass(run);
     }
     return result;
   }
-  Run run(events_, completed_streams_, step_starts_, options_);
+  Run run(events_, completed_streams_, step_starts_, options_, /*counts=*/false);
   if (!warms_up(run, checkpoint, result)) return result;
   for (std::size_t i = 0; i < repeat; ++i) {
     pass(run);

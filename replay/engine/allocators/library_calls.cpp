@@ -1,0 +1,254 @@
+#include "allocators/library_calls.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <limits>
+#include <mutex>
+#include <utility>
+
+#include "core/errors.h"
+#include "core/lifetimes.h"
+
+namespace workbench {
+namespace {
+
+// The C library's promise, for what is not asked for with an alignment.
+constexpr Bytes kMallocAlignment = 16;
+
+constexpr Reported kNothing = {.requested = true,
+                               .allocated = false,
+                               .active = false,
+                               .reserved = false,
+                               .segments = false,
+                               .largest_free = false,
+                               .hits = false,
+                               .misses = false,
+                               .retries = false,
+                               .device_calls = false,
+                               .stranded = false,
+                               .blocks = false};
+
+// The function of this name; throws LibraryFaultError where the library has none.
+template <class Function>
+void must_find(const SharedLibrary& library, const std::string& name, const std::string& remedy,
+               Function*& function) {
+  function = library.find_function<Function>(name);
+  if (function == nullptr) {
+    throw LibraryFaultError("library " + library.path() + " has no function '" + name + "'; " +
+                            remedy);
+  }
+}
+
+// A small request may be aligned to no more than its own size.
+Bytes malloc_alignment(Bytes size) { return size < kMallocAlignment ? 1 : kMallocAlignment; }
+
+std::string text_of(std::optional<std::string_view> text, const char* otherwise = "") {
+  return std::string(text.value_or(otherwise));
+}
+
+}  // namespace
+
+MallocCalls::MallocCalls(SharedLibrary library, Backend&, const Settings&)
+    : library_(std::move(library)) {
+  const std::string remedy = "abi:malloc calls malloc and free";
+  must_find(library_, "malloc", remedy, allocate_);
+  must_find(library_, "free", remedy, deallocate_);
+  aligned_ = library_.find_function<int(void**, std::size_t, std::size_t)>("posix_memalign");
+}
+
+Bytes MallocCalls::alignment(Bytes size) const {
+  return aligned_ != nullptr ? kHostAlignment : malloc_alignment(size);
+}
+
+Reported MallocCalls::reported() const { return kNothing; }
+
+TorchCalls::TorchCalls(SharedLibrary library, Backend&, const Settings& settings)
+    : library_(std::move(library)) {
+  const auto named = [&](const char* key, const char* otherwise, auto*& function) {
+    const std::string name = text_of(settings.find(key), otherwise);
+    if (name.empty()) return;
+    must_find(library_, name, "name the one that is meant with " + std::string(key) + ":NAME",
+              function);
+  };
+  named("alloc", "my_malloc", allocate_);
+  named("free", "my_free", deallocate_);
+  named("record_stream", "", record_stream_);
+  named("reset", "", reset_);
+  void (*init)(int) = nullptr;
+  named("init", "", init);
+  for (const char* key : {"memory_fraction", "base_alloc", "begin_allocate_to_pool",
+                          "end_allocate_to_pool", "release_pool"}) {
+    void (*unused)() = nullptr;
+    named(key, "", unused);
+    if (unused != nullptr) warnings_.push_back(std::string(key) + " is never called in a replay");
+  }
+  if (init != nullptr) init(1);
+}
+
+Bytes TorchCalls::alignment(Bytes size) const { return malloc_alignment(size); }
+
+Reported TorchCalls::reported() const { return kNothing; }
+
+WorkbenchCalls::WorkbenchCalls(SharedLibrary library, Backend& backend, const Settings& settings)
+    : library_(std::move(library)), backend_(backend), events_lock_(backend.several_threads()) {
+  const wb_interface* (*entry)(std::uint32_t) = nullptr;
+  must_find(library_, "workbench_allocator", "export it as workbench_allocator.h says", entry);
+  const wb_interface* const theirs = entry(WB_VERSION);
+  if (theirs == nullptr) {
+    throw LibraryFaultError("library " + path() + " knows no interface of version " +
+                            std::to_string(WB_VERSION) + " or older");
+  }
+  // What is beyond the end of theirs stays null.
+  std::memcpy(&functions_, theirs, std::min(theirs->size, sizeof functions_));
+  if (functions_.version > WB_VERSION) {
+    throw LibraryFaultError("library " + path() + " returned an interface of version " +
+                            std::to_string(functions_.version) + ", newer than the " +
+                            std::to_string(WB_VERSION) + " it was asked for");
+  }
+  const std::array<std::pair<const char*, bool>, 4> needed = {
+      {{"create", functions_.create != nullptr},
+       {"destroy", functions_.destroy != nullptr},
+       {"allocate", functions_.allocate != nullptr},
+       {"deallocate", functions_.deallocate != nullptr}}};
+  for (const auto& [name, is_there] : needed) {
+    if (!is_there) throw LibraryFaultError("library " + path() + " has no function " + name);
+  }
+  host_ = {.size = sizeof host_,
+           .context = this,
+           .is_device = backend.is_device(),
+           .has_memory = backend.has_memory(),
+           .counts = settings.counts(),
+           .several_threads = backend.several_threads(),
+           .capacity = backend.capacity() == kUnlimited
+                           ? std::numeric_limits<std::uint64_t>::max()
+                           : static_cast<std::uint64_t>(backend.capacity()),
+           .take = &take,
+           .give = &give,
+           .event_record = &event_record,
+           .event_query = &event_query,
+           .event_wait = &event_wait};
+  std::array<char, 1024> error{};
+  const std::string configuration = text_of(settings.find("config"));
+  allocator_ = functions_.create(&host_, configuration.c_str(), error.data(), error.size());
+  error.back() = 0;
+  if (allocator_ == nullptr) {
+    throw LibraryFaultError("library " + path() + " made no allocator of the configuration '" +
+                            configuration +
+                            "': " + (error[0] == 0 ? "it does not say why" : error.data()));
+  }
+  reported_ = kNothing;
+  if (settings.counts() && functions_.statistics != nullptr) {
+    const wb_statistics told = ask();
+    const auto tells = [](std::int64_t value) { return value != WB_NOT_REPORTED; };
+    reported_.allocated = tells(told.allocated);
+    reported_.active = tells(told.active);
+    reported_.reserved = tells(told.reserved);
+    reported_.segments = tells(told.segments);
+    reported_.largest_free = tells(told.largest_free);
+    reported_.hits = tells(told.hits);
+    reported_.misses = tells(told.misses);
+    reported_.retries = tells(told.retries);
+  }
+}
+
+WorkbenchCalls::~WorkbenchCalls() { functions_.destroy(allocator_); }
+
+wb_statistics WorkbenchCalls::ask() const {
+  constexpr std::int64_t kUntold = WB_NOT_REPORTED;
+  wb_statistics told = {sizeof told, kUntold, kUntold, kUntold, kUntold,
+                        kUntold,     kUntold, kUntold, kUntold};
+  functions_.statistics(allocator_, &told);
+  return told;
+}
+
+LibraryStatistics WorkbenchCalls::statistics() {
+  LibraryStatistics result;
+  if (functions_.statistics == nullptr) return result;
+  const wb_statistics told = ask();
+  const auto set = [](bool is_reported, std::int64_t value, std::int64_t& to) {
+    if (is_reported) to = value;
+  };
+  set(reported_.allocated, told.allocated, result.values.allocated);
+  set(reported_.active, told.active, result.values.active);
+  set(reported_.reserved, told.reserved, result.values.reserved);
+  set(reported_.segments, told.segments, result.values.n_segment);
+  set(reported_.largest_free, told.largest_free, result.largest_free);
+  set(reported_.hits, told.hits, result.values.hits);
+  set(reported_.misses, told.misses, result.values.misses);
+  set(reported_.retries, told.retries, result.values.retries);
+  return result;
+}
+
+void WorkbenchCalls::prepare(const Events& events) {
+  if (functions_.prepare == nullptr) return;
+  const Lifetimes lifetimes = lifetimes_of(events, {0, events.count()}, std::nullopt);
+  const auto allocates = [&](std::size_t i) {
+    const Op op = events.op_at(i);
+    return (op == Op::kAlloc || op == Op::kLive) && events.size[i] > 0;
+  };
+  std::vector<ThreadId> threads;
+  threads.reserve(lifetimes.count());
+  for (std::size_t i = 0; i < events.count(); ++i) {
+    if (allocates(i)) threads.push_back(events.thread[i]);
+  }
+  static_assert(kUnmanaged == -1, "which is UINT64_MAX");
+  const wb_lifetimes told = {
+      .size = sizeof told,
+      .count = lifetimes.count(),
+      .bytes = reinterpret_cast<const std::uint64_t*>(lifetimes.size.data()),
+      .end = reinterpret_cast<const std::uint64_t*>(lifetimes.end.data()),
+      .thread = threads.data(),
+  };
+  std::array<char, 1024> error{};
+  if (functions_.prepare(allocator_, &told, error.data(), error.size()) != 0) {
+    error.back() = 0;
+    throw LibraryFaultError("library " + path() + " cannot serve these events: " +
+                            (error[0] == 0 ? "it does not say why" : error.data()));
+  }
+}
+
+void* WorkbenchCalls::take(void* self, std::uint64_t bytes) {
+  if (bytes == 0 || bytes > static_cast<std::uint64_t>(std::numeric_limits<Bytes>::max())) {
+    return nullptr;
+  }
+  Backend& backend = static_cast<WorkbenchCalls*>(self)->backend_;
+  return reinterpret_cast<void*>(backend.allocate(static_cast<Bytes>(bytes)));
+}
+
+void WorkbenchCalls::give(void* self, void* memory, std::uint64_t bytes) {
+  Backend& backend = static_cast<WorkbenchCalls*>(self)->backend_;
+  backend.release(reinterpret_cast<std::uint64_t>(memory), static_cast<Bytes>(bytes));
+}
+
+std::uint64_t WorkbenchCalls::event_record(void* self, std::int32_t stream) {
+  auto& calls = *static_cast<WorkbenchCalls*>(self);
+  const std::lock_guard guard(calls.events_lock_);
+  calls.events_.push_back(calls.backend_.record_event(stream));
+  return calls.events_.back().sequence;
+}
+
+std::int32_t WorkbenchCalls::event_query(void* self, std::uint64_t event) {
+  auto& calls = *static_cast<WorkbenchCalls*>(self);
+  const std::lock_guard guard(calls.events_lock_);
+  const CudaEvent* const found = calls.find_event(event);
+  return found == nullptr || calls.backend_.completed(*found);
+}
+
+void WorkbenchCalls::event_wait(void* self, std::uint64_t event) {
+  auto& calls = *static_cast<WorkbenchCalls*>(self);
+  const std::lock_guard guard(calls.events_lock_);
+  const CudaEvent* const found = calls.find_event(event);
+  if (found != nullptr) calls.backend_.wait(*found);
+}
+
+// Null where it has completed.
+const CudaEvent* WorkbenchCalls::find_event(std::uint64_t number) {
+  while (!events_.empty() && backend_.completed(events_.front())) events_.pop_front();
+  const auto found = std::lower_bound(
+      events_.begin(), events_.end(), number,
+      [](const CudaEvent& event, std::uint64_t wanted) { return event.sequence < wanted; });
+  return found != events_.end() && found->sequence == number ? &*found : nullptr;
+}
+
+}  // namespace workbench

@@ -1,0 +1,172 @@
+// The three sets of functions a library of the user's may have, each behind the same few calls.
+// Nothing is checked here: that is the memory pass's.
+#pragma once
+
+#include <sys/types.h>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <string>
+#include <vector>
+
+#include "allocators/shared_library.h"
+#include "backends/backend.h"
+#include "core/events.h"
+#include "core/lock.h"
+#include "core/settings.h"
+#include "core/statistics.h"
+#include "include/workbench_allocator.h"
+
+namespace workbench {
+
+// Includes `requested`, which is always known.
+struct LibraryStatistics {
+  Statistics values;
+  Bytes largest_free = 0;
+};
+
+// malloc and free, as jemalloc, mimalloc, tcmalloc and the C library have them. Where there is a
+// posix_memalign it is called instead of malloc, with 64, as PyTorch does.
+class MallocCalls {
+ public:
+  MallocCalls(SharedLibrary library, Backend& backend, const Settings& settings);
+
+  void* allocate(Bytes size, StreamId, ThreadId) {
+    if (aligned_ == nullptr) return allocate_(static_cast<std::size_t>(size));
+    void* memory = nullptr;
+    return aligned_(&memory, kHostAlignment, static_cast<std::size_t>(size)) == 0 ? memory
+                                                                                  : nullptr;
+  }
+  void deallocate(void* memory, Bytes, StreamId, ThreadId) { deallocate_(memory); }
+  void record_stream(void*, StreamId) { ++ignored_record_streams; }
+  void empty_cache() {}
+  void prepare(const Events&) {}
+  void program_begins() {}
+  void program_ends() {}
+  bool passes_nothing_on() const { return false; }
+  Bytes alignment(Bytes size) const;
+  Reported reported() const;
+  LibraryStatistics statistics() { return {}; }
+  std::vector<std::string> warnings() const { return {}; }
+  const std::string& path() const { return library_.path(); }
+
+  std::atomic<std::int64_t> ignored_record_streams = 0;
+
+ private:
+  const SharedLibrary library_;
+  void* (*allocate_)(std::size_t) = nullptr;
+  int (*aligned_)(void**, std::size_t, std::size_t) = nullptr;
+  void (*deallocate_)(void*) = nullptr;
+};
+
+// The functions of torch.cuda.memory.CUDAPluggableAllocator. A stream is passed as the pointer of
+// its number, the default stream as null.
+class TorchCalls {
+ public:
+  TorchCalls(SharedLibrary library, Backend& backend, const Settings& settings);
+
+  void* allocate(Bytes size, StreamId stream, ThreadId) {
+    return allocate_(static_cast<ssize_t>(size), 0, pointer(stream));
+  }
+  void deallocate(void* memory, Bytes size, StreamId stream, ThreadId) {
+    deallocate_(memory, static_cast<ssize_t>(size), 0, pointer(stream));
+  }
+  void record_stream(void* memory, StreamId stream) {
+    if (record_stream_ == nullptr) {
+      ++ignored_record_streams;
+    } else {
+      record_stream_(memory, pointer(stream));
+    }
+  }
+  void empty_cache() {
+    if (reset_ != nullptr) reset_();
+  }
+  void prepare(const Events&) {}
+  void program_begins() {}
+  void program_ends() {}
+  // Whether requests for 0 bytes are the library's too.
+  bool passes_nothing_on() const { return true; }
+  Bytes alignment(Bytes size) const;
+  Reported reported() const;
+  LibraryStatistics statistics() { return {}; }
+  std::vector<std::string> warnings() const { return warnings_; }
+  const std::string& path() const { return library_.path(); }
+
+  std::atomic<std::int64_t> ignored_record_streams = 0;
+
+ private:
+  static void* pointer(StreamId stream) {
+    return reinterpret_cast<void*>(static_cast<std::uintptr_t>(stream));
+  }
+
+  const SharedLibrary library_;
+  void* (*allocate_)(ssize_t, int, void*) = nullptr;
+  void (*deallocate_)(void*, ssize_t, int, void*) = nullptr;
+  void (*record_stream_)(void*, void*) = nullptr;
+  void (*reset_)() = nullptr;
+  std::vector<std::string> warnings_;
+};
+
+// include/workbench_allocator.h.
+class WorkbenchCalls {
+ public:
+  WorkbenchCalls(SharedLibrary library, Backend& backend, const Settings& settings);
+  ~WorkbenchCalls();
+  WorkbenchCalls(const WorkbenchCalls&) = delete;
+  WorkbenchCalls& operator=(const WorkbenchCalls&) = delete;
+
+  void* allocate(Bytes size, StreamId stream, ThreadId thread) {
+    return functions_.allocate(allocator_, static_cast<std::uint64_t>(size), stream, thread);
+  }
+  void deallocate(void* memory, Bytes size, StreamId stream, ThreadId thread) {
+    functions_.deallocate(allocator_, memory, static_cast<std::uint64_t>(size), stream, thread);
+  }
+  void record_stream(void* memory, StreamId stream) {
+    if (functions_.record_stream == nullptr) {
+      ++ignored_record_streams;
+    } else {
+      functions_.record_stream(allocator_, memory, stream);
+    }
+  }
+  void empty_cache() {
+    if (functions_.empty_cache != nullptr) functions_.empty_cache(allocator_);
+  }
+  void prepare(const Events& events);
+  void program_begins() {
+    if (functions_.program_begins != nullptr) functions_.program_begins(allocator_);
+  }
+  void program_ends() {
+    if (functions_.program_ends != nullptr) functions_.program_ends(allocator_);
+  }
+  bool passes_nothing_on() const { return false; }
+  Bytes alignment(Bytes) const { return host_.is_device != 0 ? kDeviceAlignment : kHostAlignment; }
+  const Reported& reported() const { return reported_; }
+  LibraryStatistics statistics();
+  std::vector<std::string> warnings() const { return {}; }
+  const std::string& path() const { return library_.path(); }
+
+  std::atomic<std::int64_t> ignored_record_streams = 0;
+
+ private:
+  static void* take(void* self, std::uint64_t bytes);
+  static void give(void* self, void* memory, std::uint64_t bytes);
+  static std::uint64_t event_record(void* self, std::int32_t stream);
+  static std::int32_t event_query(void* self, std::uint64_t event);
+  static void event_wait(void* self, std::uint64_t event);
+  const CudaEvent* find_event(std::uint64_t number);  // with the lock held
+
+  wb_statistics ask() const;
+
+  const SharedLibrary library_;
+  Backend& backend_;
+  wb_host host_{};
+  wb_interface functions_{};
+  void* allocator_ = nullptr;
+  Reported reported_;
+  Lock events_lock_;
+  std::deque<CudaEvent> events_;  // by number; without those at its front that have completed
+};
+
+}  // namespace workbench
