@@ -31,8 +31,8 @@ EventRange events_of(const Events& events, const std::optional<Steps>& steps);
 // there is none.
 ThreadId busiest_thread(const Events& events, EventRange range);
 
-// Of the allocations that `thread` makes in a range; of all where none is named. Who frees does not matter; a free of what was
-// allocated before is ignored.
+// Of the allocations that `thread` makes in a range; of all where none is named. Who frees does not
+// matter; a free of what was allocated before is ignored.
 Lifetimes lifetimes_of(const Events& events, EventRange range, std::optional<ThreadId> thread);
 
 }  // namespace workbench
