@@ -31,7 +31,7 @@ from workbench.replay.events import Traffic, load_trace
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "tests" / "data" / "plans"
-PLANNERS = ("greedy", "first-fit-by-size", "skyline", "best")
+PLANNERS = ("greedy", "first-fit-by-size", "skyline", "squeaky-wheel", "best")
 SEEDS = {"random": 21, "train": 22}
 EXAMPLES = ("variable_length", "transformer_lm")
 # Plans of these steps, counted on those that are in none of them.

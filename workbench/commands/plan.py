@@ -25,7 +25,7 @@ def command(
         Path | None, typer.Option("--output", "-o", help="The plan to write.", metavar="FILE")
     ] = None,
     planner: Annotated[
-        str, typer.Option(help="best, greedy, first-fit-by-size or skyline.")
+        str, typer.Option(help="best, greedy, first-fit-by-size, skyline or squeaky-wheel.")
     ] = "best",
     alignment: Annotated[
         int, typer.Option(help="Bytes that every block starts at a multiple of.")
