@@ -106,7 +106,7 @@ class MemoryResult(TypedDict):
     counters: dict[str, int]
     torch_statistics: dict[str, int]
     waterfall: Waterfall
-    digest: str
+    digest: str | None
     blocks: Blocks | None
     journal: NotRequired[JournalColumns]
     rss_growth_bytes: NotRequired[int]
@@ -311,6 +311,9 @@ class Replay:
         capacity: bytes the backend has; None for unlimited.
         completion: "recorded", "immediate", "never" or "delay:EVENTS".
         after_oom: "stop", or "continue", which skips later events of the failed id.
+        order: "global": one thread makes all calls as recorded; "handoff": the recorded threads
+            do, and wait where a block comes from another; "free": they do, and nobody waits. One
+            recorded thread has one order.
         plan: for an allocator that runs one; None for one made of the events as `settings` say.
 
     Raises:
@@ -327,6 +330,7 @@ class Replay:
         capacity: int | None = None,
         completion: str = "recorded",
         after_oom: str = "stop",
+        order: str = "global",
         plan: Plan | None = None,
     ) -> None: ...
     @property
@@ -363,8 +367,12 @@ class Replay:
             event, empty where PyTorch's original keeps none. ``waterfall`` is at the event of the
             peak of reserved.
 
+        Where several threads replay, events are sampled as they happen, which `buckets` count; the
+        digest is None there.
+
         Raises:
-            ValueError: `verify` on a backend without memory.
+            ValueError: `verify` on a backend without memory; `blocks_at` or `journal` where several
+                threads replay.
             RuntimeError: a block was damaged.
         """
 
@@ -373,7 +381,8 @@ class Replay:
 
         Args:
             state: "cold", or "steady": after one unmeasured pass and the end of its live blocks.
-            digest: hash every decision, outside the timed part.
+            digest: hash every decision, outside the timed part; never where several threads
+                replay.
 
         Returns:
             Ticks per event, 0 for events without a call; the clock's own cost is in them.

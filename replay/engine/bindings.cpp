@@ -54,6 +54,10 @@ const char* outcome(bool out_of_memory, bool mismatched) {
   return out_of_memory ? "out_of_memory" : "ok";
 }
 
+nb::object digest_or_none(const std::string& digest) {
+  return digest.empty() ? nb::none() : nb::object(nb::str(digest.c_str()));
+}
+
 nb::object capacity_or_none(Bytes bytes) {
   return bytes == kUnlimited ? nb::none() : nb::object(nb::int_(bytes));
 }
@@ -251,7 +255,7 @@ nb::dict memory_dict(const MemoryResult& result, bool full, bool has_memory) {
   for (const auto& [name, value] : result.torch_statistics) torch_statistics[name.c_str()] = value;
   answer["torch_statistics"] = torch_statistics;
   answer["waterfall"] = waterfall_dict(result.waterfall);
-  answer["digest"] = result.digest;
+  answer["digest"] = digest_or_none(result.digest);
   answer["blocks"] = blocks_dict(result.blocks);
   if (has_memory) {
     answer["rss_growth_bytes"] = result.rss_growth;
@@ -265,14 +269,15 @@ class PyReplay {
  public:
   PyReplay(const PyEvents& events, std::string allocator, std::string settings, std::string backend,
            std::optional<Bytes> capacity, const std::string& completion,
-           const std::string& after_oom, std::shared_ptr<const Plan> plan)
-      : replay_(events.events,
-                {.allocator = std::move(allocator),
-                 .settings = std::move(settings),
-                 .backend = std::move(backend),
-                 .backend_options = {capacity.value_or(kUnlimited), Completion::parse(completion)},
-                 .continue_after_oom = after_oom == "continue",
-                 .plan = std::move(plan)}) {
+           const std::string& after_oom, const std::string& order, std::shared_ptr<const Plan> plan)
+      : replay_(events.events, {.allocator = std::move(allocator),
+                                .settings = std::move(settings),
+                                .backend = std::move(backend),
+                                .backend_options = {.capacity = capacity.value_or(kUnlimited),
+                                                    .completion = Completion::parse(completion)},
+                                .continue_after_oom = after_oom == "continue",
+                                .order = parse_order(order),
+                                .plan = std::move(plan)}) {
     if (capacity && *capacity <= 0) throw InputError("capacity must be above 0 bytes");
     if (after_oom != "stop" && after_oom != "continue") {
       throw InputError("after_oom '" + after_oom + "' is unknown; use stop or continue");
@@ -311,7 +316,7 @@ class PyReplay {
     answer["causes"] = causes;
     answer["ns_per_tick"] = clock_costs().ns_per_tick;
     answer["clock_cost_ns"] = clock_costs().pair_ns;
-    answer["digest"] = digest ? nb::object(nb::str(result.digest.c_str())) : nb::none();
+    answer["digest"] = digest_or_none(result.digest);
     answer["pass_ns"] = result.nanoseconds;
     answer["outcome"] = outcome(result.out_of_memory, result.mismatched);
     return answer;
@@ -424,10 +429,11 @@ NB_MODULE(_engine, m) {
 
   nb::class_<PyReplay>(m, "Replay")
       .def(nb::init<const PyEvents&, std::string, std::string, std::string, std::optional<Bytes>,
-                    const std::string&, const std::string&, std::shared_ptr<const Plan>>(),
+                    const std::string&, const std::string&, const std::string&,
+                    std::shared_ptr<const Plan>>(),
            "events"_a, "allocator"_a, "settings"_a = "", nb::kw_only(), "backend"_a,
            "capacity"_a = nb::none(), "completion"_a = "recorded", "after_oom"_a = "stop",
-           "plan"_a = nb::none(), nb::keep_alive<1, 2>())
+           "order"_a = "global", "plan"_a = nb::none(), nb::keep_alive<1, 2>())
       .def_prop_ro("warnings", &PyReplay::warnings)
       .def_prop_ro("plan", &PyReplay::plan)
       .def("memory", &PyReplay::memory, "buckets"_a = 20000, "full"_a = false,

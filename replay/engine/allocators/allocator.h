@@ -57,6 +57,7 @@ struct BlockView {
 };
 
 struct Program;
+struct ThreadedProgram;
 struct Timed;
 
 // How far traffic was from the plan it was served by.
@@ -102,6 +103,9 @@ class Allocator {
   // Replays events begin … end − 1 with these calls; false where memory ran out.
   virtual bool replay(Program& program, std::size_t begin, std::size_t end) = 0;
   virtual bool replay_timed(Program& program, Timed& timed, std::size_t begin, std::size_t end) = 0;
+  // The same of thread number `number`, in a thread of its own, while others replay theirs.
+  virtual void replay_thread(ThreadedProgram& threaded, std::size_t number) = 0;
+  virtual void replay_thread_timed(ThreadedProgram& threaded, Timed& timed, std::size_t number) = 0;
 
   virtual Location locate(const void* handle) const = 0;
   virtual void visit(const std::function<void(const BlockView&)>& visitor) const = 0;

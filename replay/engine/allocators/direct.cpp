@@ -1,8 +1,10 @@
 // No caching: every call goes to the backend. The baseline of every comparison.
 #include <deque>
 #include <map>
+#include <mutex>
 
 #include "allocators/walk.h"
+#include "core/lock.h"
 
 namespace workbench {
 namespace {
@@ -15,9 +17,10 @@ class Direct final : public Replayed<Direct> {
     if (size == 0) return Allocation::nothing();
     const Bytes held =
         backend_.is_device() && size < kEiB ? round_up(size, kDeviceAlignment) : size;
-    ++statistics_.misses;
     const std::uint64_t address = backend_.allocate(held);
     cause_ = backend_cause();
+    const std::lock_guard guard(lock_);
+    ++statistics_.misses;
     if (address == 0) {
       ++statistics_.ooms;
       return Allocation::refused();
@@ -38,6 +41,7 @@ class Direct final : public Replayed<Direct> {
     Block& block = *static_cast<Block*>(handle);
     cause_ = Cause::kDriverCall;
     backend_.release(block.address, block.held);
+    const std::lock_guard guard(lock_);
     ++statistics_.device_frees;
     count(block, -1);
     block.live = false;
@@ -81,6 +85,7 @@ class Direct final : public Replayed<Direct> {
     statistics_.n_active = statistics_.n_segment = statistics_.n_alloc;
   }
 
+  Lock lock_{backend_.several_threads()};  // around the records, not the backend's calls
   std::deque<Block> blocks_;
   Block* unused_ = nullptr;
   std::uint64_t serial_ = 0;
@@ -91,6 +96,7 @@ const bool registered = allocator_registry().add({
     .summary = "no caching: every call goes to the backend",
     .kind = AllocatorKind::kCpu,
     .create = [](Backend& backend, const Settings&) { return std::make_unique<Direct>(backend); },
+    .locks_itself = true,
 });
 
 }  // namespace

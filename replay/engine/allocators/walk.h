@@ -1,19 +1,23 @@
-// The loop over a trace's events. It is compiled once for each allocator, with its calls in it: a
-// call through a table costs more than the loop, and would be counted as the allocator's time.
+// The loops over a trace's events. They are compiled once for each allocator, with its calls in it:
+// a call through a table costs more than the loop, and would be counted as the allocator's time.
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <mutex>
 #include <string>
 #include <vector>
 
 #include "allocators/allocator.h"
+#include "allocators/meetings.h"
 #include "backends/backend.h"
 #include "core/clock.h"
 #include "core/digest.h"
 #include "core/events.h"
+#include "core/lock.h"
+#include "core/thread_events.h"
 
 namespace workbench {
 
@@ -38,6 +42,12 @@ struct Program {
   std::vector<void*> handles;           // by slot; null where nothing lives
   std::vector<std::uint64_t> freed_at;  // by slot: the last CUDA event at its free
   std::size_t completed_seen = 0;       // free_completed events so far
+
+  // The streams that the block of the free_completed event `i` had been recorded on.
+  std::span<const StreamId> completed_by(std::size_t i) {
+    if (backend.several_threads()) return completed_streams.of(completed_streams.number_of(i));
+    return completed_streams.of(completed_seen++);
+  }
 };
 
 // Adds each decision to a digest: which block an allocation got, and the driver calls so far.
@@ -123,7 +133,7 @@ void walk_other(A& allocator, Program& program, Observer& observer, std::size_t 
       allocator.synchronized(events.stream[i]);
       break;
     case Op::kFreeCompleted:
-      for (const StreamId stream : program.completed_streams.of(program.completed_seen++)) {
+      for (const StreamId stream : program.completed_by(i)) {
         progress.complete_recorded(stream,
                                    program.freed_at[static_cast<std::size_t>(events.slot[i])]);
       }
@@ -149,56 +159,76 @@ void walk_other(A& allocator, Program& program, Observer& observer, std::size_t 
   }
 }
 
+// Everything the loops read: the allocator's stores must not make them read it again.
+struct Columns {
+  explicit Columns(Program& program)
+      : op(program.events.op.data()),
+        slot(program.events.slot.data()),
+        size(program.events.size.data()),
+        stream(program.events.stream.data()),
+        thread(program.events.thread.data()),
+        handles(program.handles.data()) {}
+
+  const std::uint8_t* op;
+  const std::int32_t* slot;
+  const Bytes* size;
+  const StreamId* stream;
+  const ThreadId* thread;
+  void** handles;
+};
+
+// Makes event `i`. False where memory ran out and the replay is to stop.
+template <bool kTellsStreams, class A, class Observer>
+[[gnu::always_inline]] inline bool make_event(A& allocator, Program& program, Observer& observer,
+                                              const Columns& columns, const std::size_t i) {
+  const Op kind = static_cast<Op>(columns.op[i]);
+  // Only used for events that have a slot.
+  const auto at = static_cast<std::size_t>(static_cast<std::uint32_t>(columns.slot[i]));
+  if (kind == Op::kAlloc || kind == Op::kLive) {
+    Allocation allocation;
+    observer.call(i, allocator, [&] {
+      allocation = allocator.allocate(columns.size[i], columns.stream[i], columns.thread[i]);
+    });
+    columns.handles[at] = allocation.handle;
+    if (allocation.handle == nullptr) [[unlikely]] {
+      // Nothing will be freed, and so nothing completed: the slot's last user was another.
+      if constexpr (kTellsStreams) program.freed_at[at] = 0;
+      if (allocation.is_refused()) {
+        observer.refused(i);
+        if (!program.continue_after_oom) {
+          observer.after(i);
+          return false;
+        }
+      }
+    } else {
+      observer.allocated(i, allocation);
+    }
+  } else if (kind == Op::kFree) {
+    void* const handle = columns.handles[at];
+    if (handle != nullptr) [[likely]] {
+      observer.freeing(i, handle);
+      observer.call(i, allocator, [&] { allocator.free(handle, columns.thread[i]); });
+      columns.handles[at] = nullptr;
+      if constexpr (kTellsStreams) {
+        program.freed_at[at] = program.backend.progress().sequence();
+      }
+    }
+  } else {
+    walk_other(allocator, program, observer, i);
+  }
+  observer.after(i);
+  return true;
+}
+
 template <bool kTellsStreams, class A, class Observer>
 bool walk_events(A& allocator, Program& program, Observer& observer, const std::size_t begin,
                  const std::size_t end) {
-  // Everything the loop reads, in locals: the allocator's stores must not make it read again.
-  const std::uint8_t* const op = program.events.op.data();
-  const std::int32_t* const slot = program.events.slot.data();
-  const Bytes* const size = program.events.size.data();
-  const StreamId* const stream = program.events.stream.data();
-  const ThreadId* const thread = program.events.thread.data();
-  void** const handles = program.handles.data();
-
+  const Columns columns(program);
   for (std::size_t i = begin; i < end; ++i) {
     if constexpr (kTellsStreams) {
       program.backend.progress().set_now(static_cast<std::int64_t>(i));
     }
-    const Op kind = static_cast<Op>(op[i]);
-    // Only used for events that have a slot.
-    const auto at = static_cast<std::size_t>(static_cast<std::uint32_t>(slot[i]));
-    if (kind == Op::kAlloc || kind == Op::kLive) {
-      Allocation allocation;
-      observer.call(i, allocator,
-                    [&] { allocation = allocator.allocate(size[i], stream[i], thread[i]); });
-      handles[at] = allocation.handle;
-      if (allocation.handle == nullptr) [[unlikely]] {
-        // Nothing will be freed, and so nothing completed: the slot's last user was another.
-        if constexpr (kTellsStreams) program.freed_at[at] = 0;
-        if (allocation.is_refused()) {
-          observer.refused(i);
-          if (!program.continue_after_oom) {
-            observer.after(i);
-            return false;
-          }
-        }
-      } else {
-        observer.allocated(i, allocation);
-      }
-    } else if (kind == Op::kFree) {
-      void* const handle = handles[at];
-      if (handle != nullptr) [[likely]] {
-        observer.freeing(i, handle);
-        observer.call(i, allocator, [&] { allocator.free(handle, thread[i]); });
-        handles[at] = nullptr;
-        if constexpr (kTellsStreams) {
-          program.freed_at[at] = program.backend.progress().sequence();
-        }
-      }
-    } else {
-      walk_other(allocator, program, observer, i);
-    }
-    observer.after(i);
+    if (!make_event<kTellsStreams>(allocator, program, observer, columns, i)) return false;
   }
   return true;
 }
@@ -208,6 +238,114 @@ template <class A, class Observer>
 bool walk(A& allocator, Program& program, Observer& observer, std::size_t begin, std::size_t end) {
   return program.tells_streams ? walk_events<true>(allocator, program, observer, begin, end)
                                : walk_events<false>(allocator, program, observer, begin, end);
+}
+
+// The program as several threads replay it.
+struct ThreadedProgram {
+  ThreadedProgram(Program& all, const ThreadEvents& split, Lock& around_calls)
+      : program(all),
+        threads(split),
+        lock(around_calls),
+        meetings(split.meetings(), split.order()),
+        done(split.parts().size()) {}
+
+  Program& program;  // of threads.events()
+  const ThreadEvents& threads;
+  Lock& lock;  // around each call, where the allocator takes no locks of its own
+  Meetings meetings;
+  // The number of the thread that tells the allocator of steps; none, where it is past the last.
+  std::size_t tells_steps = threads.parts().size();
+  struct alignas(64) Done {
+    std::atomic<std::size_t> events = 0;
+  };
+  std::vector<Done> done;  // by thread, now and then
+};
+
+// Observers of one thread among several. Around a whole event:
+struct UnobservedThread : Unobserved {
+  explicit UnobservedThread(Lock& around_calls) : lock(around_calls) {}
+
+  template <class Make>
+  bool event(Make&& make) {
+    return make();
+  }
+  template <class Call>
+  void call(std::size_t, const Allocator&, Call&& make) {
+    const std::lock_guard guard(lock);
+    make();
+  }
+
+  Lock& lock;
+};
+
+struct TimedThread : Timed {
+  TimedThread(const Timed& timed, Lock& around_calls) : Timed(timed), lock(around_calls) {}
+
+  template <class Make>
+  bool event(Make&& make) {
+    return make();
+  }
+  // What waiting for the lock takes is part of the call.
+  template <class Call>
+  void call(std::size_t event, const Allocator& allocator, Call&& make) {
+    Lock::take_waited();
+    Timed::call(event, allocator, [&] {
+      const std::lock_guard guard(lock);
+      make();
+    });
+    if (Lock::take_waited()) {
+      causes[event] = std::max(causes[event], static_cast<std::uint8_t>(Cause::kLockWait));
+    }
+  }
+
+  Lock& lock;
+};
+
+// Makes the events of thread number `number`, and those that other threads leave to it.
+template <bool kTellsStreams, class A, class Observer>
+void walk_thread(A& allocator, ThreadedProgram& threaded, Observer& observer, std::size_t number) {
+  Program& program = threaded.program;
+  Meetings& meetings = threaded.meetings;
+  const Columns columns(program);
+  const ThreadEvents::Link* const links = threaded.threads.links();
+  const std::vector<ThreadEvents::Index>& mine = threaded.threads.parts()[number].events;
+  const std::int32_t* const step =
+      threaded.tells_steps == number ? program.events.step.data() : nullptr;
+  for (std::size_t place = 0; place < mine.size(); ++place) {
+    if (meetings.stopping()) return;
+    if (place % 1024 == 0) threaded.done[number].events.store(place, std::memory_order_relaxed);
+    std::size_t i = mine[place];
+    if (step != nullptr && (place == 0 || step[i] != step[mine[place - 1]])) {
+      observer.event([&] {
+        const std::lock_guard guard(threaded.lock);
+        allocator.step_begins(step[i]);
+        return true;
+      });
+    }
+    if (links[i].meeting != ThreadEvents::kNone && !meetings.come(links[i].meeting)) continue;
+    for (bool again = true; again;) {
+      const bool goes_on = observer.event([&] {
+        if constexpr (kTellsStreams) program.backend.progress().next_event();
+        return make_event<kTellsStreams>(allocator, program, observer, columns, i);
+      });
+      const ThreadEvents::Index next = links[i].next;
+      again = next != ThreadEvents::kNone && meetings.done(links[next].meeting);
+      i = next;
+      if (!goes_on) {
+        meetings.stop();
+        return;
+      }
+    }
+  }
+}
+
+template <class A, class Observer>
+void walk(A& allocator, ThreadedProgram& threaded, Observer& observer, std::size_t number) {
+  if (threaded.program.tells_streams) {
+    walk_thread<true>(allocator, threaded, observer, number);
+  } else {
+    walk_thread<false>(allocator, threaded, observer, number);
+  }
 }
 
 // Base of an allocator `Self`, a final class: gives it the loops of the measured passes.
@@ -222,6 +360,14 @@ class Replayed : public Allocator {
   }
   bool replay_timed(Program& program, Timed& timed, std::size_t begin, std::size_t end) final {
     return walk(static_cast<Self&>(*this), program, timed, begin, end);
+  }
+  void replay_thread(ThreadedProgram& threaded, std::size_t number) final {
+    UnobservedThread nothing(threaded.lock);
+    walk(static_cast<Self&>(*this), threaded, nothing, number);
+  }
+  void replay_thread_timed(ThreadedProgram& threaded, Timed& timed, std::size_t number) final {
+    TimedThread observer(timed, threaded.lock);
+    walk(static_cast<Self&>(*this), threaded, observer, number);
   }
 };
 

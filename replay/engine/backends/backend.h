@@ -6,11 +6,13 @@
 #include <functional>
 #include <limits>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "backends/stream_progress.h"
+#include "core/lock.h"
 #include "core/registry.h"
 #include "core/units.h"
 
@@ -40,8 +42,8 @@ class Backend {
  public:
   explicit Backend(const BackendOptions& options)
       : capacity_(options.capacity),
-        several_threads_(options.several_threads),
-        progress_(options.completion) {}
+        lock_(options.several_threads),
+        progress_(options.completion, options.several_threads) {}
   virtual ~Backend() = default;
   Backend(const Backend&) = delete;
   Backend& operator=(const Backend&) = delete;
@@ -50,21 +52,16 @@ class Backend {
   std::uint64_t allocate(Bytes size) {
     // The first condition keeps the arithmetic of the second in range.
     const Bytes taken = size < kEiB ? footprint(size) : kUnlimited;
-    const bool fits = size < kEiB && taken <= capacity_ - used_;
-    const std::uint64_t address = fits ? take(size) : 0;
-    if (address == 0) {
-      ++calls_.refused;
-      return 0;
-    }
-    ++calls_.alloc;
-    used_ += taken;
+    if (size >= kEiB || !claim(taken, calls_.alloc)) return refuse();
+    const std::uint64_t address = take(size);
+    if (address == 0) return refuse_claimed(taken, calls_.alloc);
     return address;
   }
   // Gives back what allocate(size) handed out.
   void release(std::uint64_t address, Bytes size) {
-    ++calls_.free;
-    used_ -= footprint(size);
+    // First: memory that counts as there must be there.
     give(address, size);
+    unclaim(footprint(size), calls_.free);
   }
 
   // Virtual memory: address of a range of `size` bytes without memory; 0 when there is no room.
@@ -72,29 +69,23 @@ class Backend {
   void unreserve(std::uint64_t address, Bytes size) { give_range(address, size); }
   // Puts memory behind a piece of a range: all of it, or, where there is no room, none.
   bool map(std::uint64_t address, Bytes size) {
-    if (size > capacity_ - used_ || !map_piece(address, size)) {
-      ++calls_.refused;
-      return false;
-    }
-    ++calls_.map;
-    used_ += size;
-    return true;
+    if (!claim(size, calls_.map)) return refuse() != 0;
+    return map_piece(address, size) || refuse_claimed(size, calls_.map) != 0;
   }
   void unmap(std::uint64_t address, Bytes size) {
-    ++calls_.unmap;
-    used_ -= size;
     unmap_piece(address, size);
+    unclaim(size, calls_.unmap);
   }
 
   // Marks the work submitted to `stream` so far.
   CudaEvent record_event(StreamId stream) {
-    ++calls_.event_record;
+    count(calls_.event_record);
     return progress_.record(stream);
   }
   bool completed(const CudaEvent& event) const { return progress_.completed(event); }
   // Blocks until the event has completed, and with it all earlier work of its stream.
   void wait(const CudaEvent& event) {
-    ++calls_.event_wait;
+    count(calls_.event_wait);
     progress_.wait(event);
   }
 
@@ -102,20 +93,25 @@ class Backend {
   virtual bool is_device() const = 0;
   // Whether addresses can be read and written.
   virtual bool has_memory() const = 0;
-  // Whether the last allocate() made the system hand out pages.
+  // Whether this thread's last allocate() made the system hand out pages.
   virtual bool last_faulted() const { return false; }
 
   Bytes capacity() const { return capacity_; }
-  bool several_threads() const { return several_threads_; }
+  bool several_threads() const { return lock_.in_use(); }
   // What the device calls its memory, where the capacity is unlimited too.
   Bytes total() const { return capacity_ == kUnlimited ? total_if_unlimited() : capacity_; }
   // Bytes given out, as the device counts them.
-  Bytes used() const { return used_; }
+  Bytes used() const {
+    const std::lock_guard guard(lock_);
+    return used_;
+  }
+  // Read where no other thread calls.
   const DriverCalls& driver_calls() const { return calls_; }
   // How far streams have come; the replayer moves it as the trace and --completion say.
   StreamProgress& progress() { return progress_; }
 
  private:
+  // These are called without a lock, so that one thread's slow call keeps no other waiting.
   virtual std::uint64_t take(Bytes size) = 0;
   virtual void give(std::uint64_t address, Bytes size) = 0;
   virtual std::uint64_t take_range(Bytes size) = 0;
@@ -126,8 +122,37 @@ class Backend {
   // Bytes by which `used` grows for a request of `size`.
   virtual Bytes footprint(Bytes size) const = 0;
 
+  // Counts `taken` bytes, and one of `calls`; false where there is no room for them.
+  bool claim(Bytes taken, std::int64_t& calls) {
+    const std::lock_guard guard(lock_);
+    if (taken > capacity_ - used_) return false;
+    used_ += taken;
+    ++calls;
+    return true;
+  }
+  void unclaim(Bytes taken, std::int64_t& calls) {
+    const std::lock_guard guard(lock_);
+    used_ -= taken;
+    ++calls;
+  }
+  std::uint64_t refuse() {
+    count(calls_.refused);
+    return 0;
+  }
+  std::uint64_t refuse_claimed(Bytes taken, std::int64_t& calls) {
+    const std::lock_guard guard(lock_);
+    used_ -= taken;
+    --calls;
+    ++calls_.refused;
+    return 0;
+  }
+  void count(std::int64_t& calls) {
+    const std::lock_guard guard(lock_);
+    ++calls;
+  }
+
   const Bytes capacity_;
-  const bool several_threads_;
+  mutable Lock lock_;  // around what is counted
   Bytes used_ = 0;
   DriverCalls calls_;
   StreamProgress progress_;

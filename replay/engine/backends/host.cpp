@@ -82,7 +82,8 @@ class Host final : public Backend {
   Bytes footprint(Bytes size) const override { return size; }
 
   const std::size_t page_ = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-  bool faulted_ = false;
+  // Of the calling thread; found without a call of the loader.
+  [[gnu::tls_model("initial-exec")]] static inline constinit thread_local bool faulted_ = false;
 };
 
 const bool registered = backend_registry().add({

@@ -20,9 +20,9 @@ Bytes status_field(const std::string& name) {
 
 }  // namespace
 
-PageFaults page_faults() {
+PageFaults page_faults(bool all_threads) {
   rusage usage{};
-  getrusage(RUSAGE_THREAD, &usage);
+  getrusage(all_threads ? RUSAGE_SELF : RUSAGE_THREAD, &usage);
   return {usage.ru_minflt, usage.ru_majflt};
 }
 

@@ -12,8 +12,8 @@ struct PageFaults {
   std::int64_t major;
 };
 
-// Page faults of the calling thread so far.
-PageFaults page_faults();
+// Page faults so far of the calling thread, or of all threads of the process.
+PageFaults page_faults(bool all_threads);
 
 // Growth of the resident set since an object was made.
 class ResidentGrowth {

@@ -1,5 +1,8 @@
 // A device without memory: addresses, a capacity, and nothing behind them.
+#include <mutex>
+
 #include "backends/backend.h"
+#include "core/lock.h"
 
 namespace workbench {
 namespace {
@@ -16,18 +19,10 @@ class Simulated final : public Backend {
   bool has_memory() const override { return false; }
 
  private:
-  std::uint64_t take(Bytes size) override {
-    const std::uint64_t address = next_;
-    next_ += static_cast<std::uint64_t>(footprint(size));
-    return address;
-  }
+  std::uint64_t take(Bytes size) override { return next(footprint(size)); }
   void give(std::uint64_t, Bytes) override {}
 
-  std::uint64_t take_range(Bytes size) override {
-    const std::uint64_t address = next_;
-    next_ += static_cast<std::uint64_t>(round_up(size, kPage));
-    return address;
-  }
+  std::uint64_t take_range(Bytes size) override { return next(round_up(size, kPage)); }
   void give_range(std::uint64_t, Bytes) override {}
   bool map_piece(std::uint64_t, Bytes) override { return true; }
   void unmap_piece(std::uint64_t, Bytes) override {}
@@ -39,6 +34,14 @@ class Simulated final : public Backend {
     return round_up(size, size < kPage ? kDeviceAlignment : kPage);
   }
 
+  std::uint64_t next(Bytes size) {
+    const std::lock_guard guard(lock_);
+    const std::uint64_t address = next_;
+    next_ += static_cast<std::uint64_t>(size);
+    return address;
+  }
+
+  Lock lock_{several_threads()};
   // No address is used twice: 2^64 bytes last longer than any trace.
   std::uint64_t next_ = static_cast<std::uint64_t>(kPage);
 };

@@ -4,9 +4,11 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <string_view>
 #include <vector>
 
+#include "core/lock.h"
 #include "core/units.h"
 
 namespace workbench {
@@ -34,11 +36,16 @@ struct CudaEvent {
 
 class StreamProgress {
  public:
-  explicit StreamProgress(Completion completion) : completion_(completion) {}
+  explicit StreamProgress(Completion completion, bool several_threads = false)
+      : completion_(completion), lock_(several_threads) {}
 
-  CudaEvent record(StreamId stream) { return {stream, ++sequence_, now_}; }
+  CudaEvent record(StreamId stream) {
+    const std::lock_guard guard(lock_);
+    return {stream, ++sequence_, now_};
+  }
 
   bool completed(const CudaEvent& event) const {
+    const std::lock_guard guard(lock_);
     if (event.sequence <= done_everywhere_) return true;
     const auto stream = static_cast<std::size_t>(event.stream);
     if (stream < done_.size() && event.sequence <= done_[stream]) return true;
@@ -52,11 +59,15 @@ class StreamProgress {
     }
   }
 
-  void wait(const CudaEvent& event) { complete(event.stream, event.sequence); }
+  void wait(const CudaEvent& event) {
+    const std::lock_guard guard(lock_);
+    complete(event.stream, event.sequence);
+  }
 
   // The trace says that all work submitted to `stream` so far is complete (kAllStreams: to any).
   void synchronize(StreamId stream) {
     if (completion_.kind == Completion::Kind::kNever) return;
+    const std::lock_guard guard(lock_);
     if (stream < 0) {
       done_everywhere_ = sequence_;
     } else {
@@ -66,13 +77,23 @@ class StreamProgress {
 
   // The trace says that the work submitted to `stream` up to `sequence` is complete.
   void complete_recorded(StreamId stream, std::uint64_t sequence) {
-    if (completion_.kind == Completion::Kind::kRecorded) complete(stream, sequence);
+    if (completion_.kind != Completion::Kind::kRecorded) return;
+    const std::lock_guard guard(lock_);
+    complete(stream, sequence);
   }
 
-  std::uint64_t sequence() const { return sequence_; }
-  // Whether the replayer must call set_now before every event.
+  std::uint64_t sequence() const {
+    const std::lock_guard guard(lock_);
+    return sequence_;
+  }
+  // Whether the replayer must say before every event that it comes.
   bool counts_events() const { return completion_.kind == Completion::Kind::kDelay; }
   void set_now(std::int64_t event) { now_ = event; }
+  // The same where several threads make events: one more.
+  void next_event() {
+    const std::lock_guard guard(lock_);
+    ++now_;
+  }
 
  private:
   void complete(StreamId stream, std::uint64_t sequence) {
@@ -82,6 +103,7 @@ class StreamProgress {
   }
 
   const Completion completion_;
+  mutable Lock lock_;
   std::vector<std::uint64_t> done_;  // by stream: CUDA events up to this one have completed
   std::uint64_t done_everywhere_ = 0;
   std::uint64_t sequence_ = 0;

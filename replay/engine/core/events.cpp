@@ -183,11 +183,17 @@ CompletedStreams::CompletedStreams(const Events& events) {
       case Op::kFreeCompleted:
         streams_.insert(streams_.end(), streams.begin(), streams.end());
         first_.push_back(streams_.size());
+        events_.push_back(i);
         break;
       default:
         break;
     }
   }
+}
+
+std::size_t CompletedStreams::number_of(std::size_t event) const {
+  const auto found = std::lower_bound(events_.begin(), events_.end(), event);
+  return static_cast<std::size_t>(found - events_.begin());
 }
 
 }  // namespace workbench

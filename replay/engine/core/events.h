@@ -81,8 +81,11 @@ class CompletedStreams {
   std::span<const StreamId> of(std::size_t number) const {
     return std::span(streams_).subspan(first_[number], first_[number + 1] - first_[number]);
   }
+  // The number, as above, of the free_completed event `event` of the trace.
+  std::size_t number_of(std::size_t event) const;
 
  private:
+  std::vector<std::size_t> events_;
   std::vector<std::size_t> first_;
   std::vector<StreamId> streams_;
 };

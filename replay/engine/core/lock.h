@@ -22,6 +22,8 @@ class Lock {
     if (in_use_) mutex_.unlock();
   }
 
+  bool in_use() const { return in_use_; }
+
   // Whether the calling thread had to wait for any lock since it last asked.
   static bool take_waited() {
     const bool waited = waited_;

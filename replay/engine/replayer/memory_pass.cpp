@@ -1,5 +1,7 @@
-// The untimed pass: statistics at every event, peaks, blocks, and the digest.
+// The untimed pass: statistics at every event, peaks, blocks, and the digest. Where several threads
+// replay, the events are sampled in the order in which they happened.
 #include <algorithm>
+#include <mutex>
 #include <unordered_map>
 #include <utility>
 
@@ -108,8 +110,9 @@ class MemoryObserver {
     if (options_.full) {
       result_.rows.push_back({sample, now, run_.backend().used(), oom_});
     } else {
-      add_to_bucket(number, sample);
+      add_to_bucket(made_, sample);
     }
+    ++made_;
     result_.finals = sample;
     oom_ = false;
     if (options_.blocks_at == event) result_.blocks = blocks();
@@ -121,7 +124,7 @@ class MemoryObserver {
   // After the last event: what the program left must be whole too.
   void finish() {
     pattern_.check_all();
-    result_.digest = digest_.hex();
+    if (!run_.threaded()) result_.digest = digest_.hex();
     result_.journal = journal_.take();
   }
 
@@ -189,10 +192,38 @@ class MemoryObserver {
   const Block* frees_ = nullptr;  // whose free is under way and will be complete at its end
   Bytes live_requested_ = 0;
   std::size_t current_ = 0;
+  std::int64_t made_ = 0;  // events
   std::size_t buckets_;
   std::int64_t bucket_end_ = 0;
   Bytes active_at_peak_ = 0;  // active bytes at the event of the peak of reserved
   bool oom_ = false;
+};
+
+// Of one thread among several. Statistics can be read only where nobody calls, so each event is
+// made with its sample before another begins.
+class MemoryThread {
+ public:
+  MemoryThread(MemoryObserver& all, std::mutex& one_at_a_time) : all_(all), mutex_(one_at_a_time) {}
+
+  template <class Make>
+  bool event(Make&& make) {
+    const std::lock_guard guard(mutex_);
+    return make();
+  }
+  template <class Call>
+  void call(std::size_t event, const Allocator& allocator, Call&& make) {
+    all_.call(event, allocator, make);
+  }
+  void allocated(std::size_t event, const Allocation& allocation) {
+    all_.allocated(event, allocation);
+  }
+  void freeing(std::size_t event, const void* handle) { all_.freeing(event, handle); }
+  void refused(std::size_t event) { all_.refused(event); }
+  void after(std::size_t event) { all_.after(event); }
+
+ private:
+  MemoryObserver& all_;
+  std::mutex& mutex_;
 };
 
 }  // namespace
@@ -202,20 +233,31 @@ MemoryResult Replay::memory(const MemoryOptions& options, const Checkpoint& chec
     throw InputError("blocks on backend " + options_.backend +
                      " have no bytes to verify; use the host backend");
   }
+  if (threads_ != nullptr && (options.blocks_at || options.journal)) {
+    throw InputError("blocks at an event and the journal need the order global");
+  }
   MemoryResult result;
-  Run run(events_, completed_streams_, step_starts_, options_, /*counts=*/true);
-  MemoryObserver observer(events_, options, run, result);
+  Run run(events_, completed_streams_, step_starts_, options_, threads_.get(), /*counts=*/true);
+  MemoryObserver observer(run.program().events, options, run, result);
   const ResidentGrowth growth;
-  const PageFaults before = page_faults();
+  const PageFaults before = page_faults(run.threaded());
   try {
-    run.in_chunks(kChunk, checkpoint, [&](std::size_t begin, std::size_t end) {
-      return walk(run.allocator(), run.program(), observer, begin, end);
-    });
+    if (run.threaded()) {
+      std::mutex one_at_a_time;
+      run.in_threads(checkpoint, [&](ThreadedProgram& threaded, std::size_t number) {
+        MemoryThread thread(observer, one_at_a_time);
+        walk(run.allocator(), threaded, thread, number);
+      });
+    } else {
+      run.in_chunks(kChunk, checkpoint, [&](std::size_t begin, std::size_t end) {
+        return walk(run.allocator(), run.program(), observer, begin, end);
+      });
+    }
   } catch (const PlanMismatchError& error) {
     result.mismatch = PlanMismatch{observer.current(), error.id, error.expected, error.got};
   }
   checkpoint(events_.count());
-  const PageFaults after = page_faults();
+  const PageFaults after = page_faults(run.threaded());
   result.rss_growth = growth.peak();
   result.minor_faults = after.minor - before.minor;
   result.major_faults = after.major - before.major;

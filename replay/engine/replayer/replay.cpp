@@ -9,7 +9,9 @@
 namespace workbench {
 namespace {
 
-CellOptions with_plan(CellOptions options, const Events& events) {
+CellOptions completed(CellOptions options, const Events& events) {
+  options.backend_options.several_threads =
+      options.order != Order::kGlobal && thread_count(events) > 1;
   const AllocatorEntry& entry = allocator_registry().get(options.allocator);
   if (!entry.runs_plan) {
     if (options.plan != nullptr) {
@@ -34,15 +36,18 @@ std::vector<std::size_t> step_starts(const Events& events, const CellOptions& op
 
 Replay::Replay(const Events& events, CellOptions options)
     : events_((check_events(events), events)),
-      options_(with_plan(std::move(options), events_)),
+      options_(completed(std::move(options), events_)),
       completed_streams_(events_),
+      threads_(options_.backend_options.several_threads
+                   ? std::make_unique<const ThreadEvents>(events_, options_.order)
+                   : nullptr),
       step_starts_(step_starts(events_, options_)) {
   const std::string reason = backend_registry().get(options_.backend).unavailable();
   if (!reason.empty()) {
     throw InputError("backend " + options_.backend + " cannot be used here: " + reason);
   }
   // Unknown names and settings are found here, not at the first pass.
-  Run run(events_, completed_streams_, step_starts_, options_, /*counts=*/true);
+  Run run(events_, completed_streams_, step_starts_, options_, threads_.get(), /*counts=*/true);
   backend_has_memory_ = run.backend().has_memory();
   warnings_ = run.allocator().warnings();
 }

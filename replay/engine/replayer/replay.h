@@ -16,6 +16,7 @@
 #include "core/journal.h"
 #include "core/plan.h"
 #include "core/statistics.h"
+#include "core/thread_events.h"
 
 namespace workbench {
 
@@ -26,6 +27,8 @@ struct CellOptions {
   BackendOptions backend_options;
   // Go on after running out of memory; later events of the failed id are skipped.
   bool continue_after_oom = false;
+  // Of a trace with several threads; one thread has one order.
+  Order order = Order::kGlobal;
   // For an allocator that runs one; null for one made of the events.
   std::shared_ptr<const Plan> plan = nullptr;
 };
@@ -109,11 +112,12 @@ struct BlockRow {
 struct MemoryOptions {
   std::size_t buckets = 20000;
   bool full = false;
-  std::optional<std::size_t> blocks_at;
+  std::optional<std::size_t> blocks_at = {};
   // Fill every block with a pattern at allocation and check it at free; needs real memory.
   bool verify = false;
   // Keep every entry of what the allocator did.
   bool journal = false;
+  // `blocks_at` and `journal` are for one thread: of another pass's race they would tell nothing.
 };
 
 struct MemoryResult {
@@ -130,7 +134,7 @@ struct MemoryResult {
   DriverCalls driver_calls;
   std::vector<std::pair<std::string, std::int64_t>> torch_statistics;
   Waterfall waterfall;  // at the event of the peak of reserved
-  std::string digest;
+  std::string digest;   // empty where several threads replayed
   std::optional<std::vector<BlockRow>> blocks;
   std::vector<JournalEntry> journal;
   Bytes rss_growth = 0;
@@ -145,7 +149,7 @@ struct TimedResult {
   std::vector<std::uint32_t> ticks;  // 0 for an event without a call
   std::vector<std::uint8_t> causes;
   double nanoseconds = 0;  // of the whole pass
-  std::string digest;      // empty where none was asked for
+  std::string digest;      // empty where none was asked for, and where several threads replayed
   bool out_of_memory = false;
   bool mismatched = false;
 };
@@ -180,6 +184,7 @@ class Replay {
   const Events events_;
   const CellOptions options_;
   const CompletedStreams completed_streams_;
+  const std::unique_ptr<const ThreadEvents> threads_;  // null where one thread replays
   // Events at which a step begins, for an allocator that runs a plan.
   const std::vector<std::size_t> step_starts_;
   bool backend_has_memory_ = false;

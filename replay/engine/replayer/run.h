@@ -10,7 +10,10 @@
 #include "allocators/walk.h"
 #include "backends/backend.h"
 #include "core/events.h"
+#include "core/lock.h"
+#include "core/thread_events.h"
 #include "replayer/replay.h"
+#include "replayer/threads.h"
 
 namespace workbench {
 
@@ -18,13 +21,18 @@ class Run {
  public:
   // `counts`: whether statistics will be asked for.
   Run(const Events& events, const CompletedStreams& completed_streams,
-      const std::vector<std::size_t>& step_starts, const CellOptions& options, bool counts)
+      const std::vector<std::size_t>& step_starts, const CellOptions& options,
+      const ThreadEvents* threads, bool counts)
       : step_starts_(step_starts),
+        threads_(threads),
+        planned_thread_(options.plan == nullptr ? kNoThread : options.plan->thread),
         backend_(backend_registry().get(options.backend).create(options.backend_options)),
         allocator_(
             make_allocator(options.allocator, options.settings, *backend_, options.plan, counts)),
-        program_(events, completed_streams, *backend_, options.continue_after_oom) {
-    allocator_->prepare(events);
+        program_(threads_ == nullptr ? events : threads_->events(), completed_streams, *backend_,
+                 options.continue_after_oom),
+        lock_(threads_ != nullptr && !allocator_registry().get(options.allocator).locks_itself) {
+    allocator_->prepare(program_.events);
   }
 
   ~Run() { end_program(); }
@@ -34,6 +42,8 @@ class Run {
   Backend& backend() { return *backend_; }
   Allocator& allocator() { return *allocator_; }
   Program& program() { return program_; }
+  // Whether the recorded threads replay, each its own events.
+  bool threaded() const { return threads_ != nullptr; }
 
   // Frees what the program left; all its work is complete.
   void end_program() {
@@ -72,11 +82,48 @@ class Run {
     return true;
   }
 
+  struct Threaded {
+    bool came_to_end;  // false where it stopped because memory ran out
+    double nanoseconds;
+  };
+
+  // Begins the program and has `pass(threaded program, number)` walk the events of each thread, all
+  // at once.
+  template <class Pass>
+  Threaded in_threads(const Checkpoint& checkpoint, Pass&& pass) {
+    ThreadedProgram threaded(program_, *threads_, lock_);
+    const auto& parts = threads_->parts();
+    if (!step_starts_.empty()) {
+      const auto planned = std::find_if(parts.begin(), parts.end(), [&](const auto& part) {
+        return part.thread == planned_thread_;
+      });
+      threaded.tells_steps = static_cast<std::size_t>(planned - parts.begin());
+    }
+    allocator_->program_begins();
+    const double nanoseconds = run_threads({
+        .threads = parts.size(),
+        .work = [&](std::size_t number) { pass(threaded, number); },
+        .stop = [&] { threaded.meetings.stop(); },
+        .checkpoint =
+            [&] {
+              std::size_t done = 0;
+              for (const auto& part : threaded.done) done += part.events.load();
+              checkpoint(done);
+            },
+    });
+    return {!threaded.meetings.stopping(), nanoseconds};
+  }
+
  private:
+  static constexpr ThreadId kNoThread = -1;
+
   const std::vector<std::size_t>& step_starts_;
+  const ThreadEvents* const threads_;
+  const ThreadId planned_thread_;
   const std::unique_ptr<Backend> backend_;
   const std::unique_ptr<Allocator> allocator_;
   Program program_;
+  Lock lock_;
 };
 
 }  // namespace workbench
