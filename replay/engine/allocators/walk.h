@@ -81,6 +81,11 @@ struct Unobserved {
   void call(std::size_t, const Allocator&, Call&& make) {
     make();
   }
+  // Tells the allocator something that is no call of the program.
+  template <class Call>
+  void tell(Call&& make) {
+    make();
+  }
   void allocated(std::size_t, const Allocation&) {}
   void freeing(std::size_t, const void*) {}
   void refused(std::size_t) {}
@@ -130,7 +135,7 @@ void walk_other(A& allocator, Program& program, Observer& observer, std::size_t 
       break;
     case Op::kSynchronize:
       progress.synchronize(events.stream[i]);
-      allocator.synchronized(events.stream[i]);
+      observer.tell([&] { allocator.synchronized(events.stream[i]); });
       break;
     case Op::kFreeCompleted:
       for (const StreamId stream : program.completed_by(i)) {
@@ -140,19 +145,21 @@ void walk_other(A& allocator, Program& program, Observer& observer, std::size_t 
       break;
     // What follows is no call of the allocator's in the program, and so not timed.
     case Op::kEventRecord:
-      if (!events.value.empty()) allocator.event_record(value_at(), events.stream[i]);
+      if (!events.value.empty())
+        observer.tell([&] { allocator.event_record(value_at(), events.stream[i]); });
       break;
     case Op::kEventWait:
-      if (!events.value.empty()) allocator.event_wait(value_at(), events.stream[i]);
+      if (!events.value.empty())
+        observer.tell([&] { allocator.event_wait(value_at(), events.stream[i]); });
       break;
     case Op::kCaptureBegin:
-      allocator.capture_begin(events.stream[i]);
+      observer.tell([&] { allocator.capture_begin(events.stream[i]); });
       break;
     case Op::kCaptureEnd:
-      allocator.capture_end(events.stream[i]);
+      observer.tell([&] { allocator.capture_end(events.stream[i]); });
       break;
     case Op::kSetFraction:
-      if (!events.value.empty()) allocator.set_fraction(events.value[i]);
+      if (!events.value.empty()) observer.tell([&] { allocator.set_fraction(events.value[i]); });
       break;
     default:
       break;
@@ -270,6 +277,11 @@ struct UnobservedThread : Unobserved {
     return make();
   }
   template <class Call>
+  void tell(Call&& make) {
+    const std::lock_guard guard(lock);
+    make();
+  }
+  template <class Call>
   void call(std::size_t, const Allocator&, Call&& make) {
     const std::lock_guard guard(lock);
     make();
@@ -284,6 +296,11 @@ struct TimedThread : Timed {
   template <class Make>
   bool event(Make&& make) {
     return make();
+  }
+  template <class Call>
+  void tell(Call&& make) {
+    const std::lock_guard guard(lock);
+    make();
   }
   // What waiting for the lock takes is part of the call.
   template <class Call>
@@ -317,8 +334,7 @@ void walk_thread(A& allocator, ThreadedProgram& threaded, Observer& observer, st
     std::size_t i = mine[place];
     if (step != nullptr && (place == 0 || step[i] != step[mine[place - 1]])) {
       observer.event([&] {
-        const std::lock_guard guard(threaded.lock);
-        allocator.step_begins(step[i]);
+        observer.tell([&] { allocator.step_begins(step[i]); });
         return true;
       });
     }

@@ -43,6 +43,11 @@ class MemoryObserver {
     if (frees_ != nullptr) complete_free();
   }
 
+  template <class Call>
+  void tell(Call&& make) {
+    make();
+  }
+
   void allocated(std::size_t event, const Allocation& allocation) {
     digest_.allocated(allocation);
     live_requested_ += events_.size[event];
@@ -213,6 +218,10 @@ class MemoryThread {
   template <class Call>
   void call(std::size_t event, const Allocator& allocator, Call&& make) {
     all_.call(event, allocator, make);
+  }
+  template <class Call>
+  void tell(Call&& make) {
+    make();
   }
   void allocated(std::size_t event, const Allocation& allocation) {
     all_.allocated(event, allocation);
