@@ -13,6 +13,7 @@
 #include "backends/backend.h"
 #include "check.h"
 #include "core/errors.h"
+#include "subjects.h"
 
 namespace {
 
@@ -20,17 +21,6 @@ using namespace workbench;
 
 constexpr Bytes kCapacity = 256 * kMiB;
 constexpr StreamId kStreams = 3;
-
-std::vector<std::string> settings_of(const AllocatorEntry& allocator) {
-  // One that needs a library is tested with the example.
-  const std::string library =
-      allocator.needs_library ? "library:\"" WORKBENCH_EXAMPLE_LIBRARY "\"" : "";
-  std::vector<std::string> settings = {library};
-  for (const std::string& more : allocator.also_tested_with) {
-    settings.push_back(library.empty() ? more : library + "," + more);
-  }
-  return settings;
-}
 
 struct Live {
   std::uint64_t address;

@@ -13,6 +13,7 @@
 #include "core/errors.h"
 #include "replayer/planning.h"
 #include "replayer/run.h"
+#include "subjects.h"
 #include "threaded_events.h"
 
 namespace {
@@ -118,10 +119,7 @@ void for_every_subject(const Events& events, Body&& body) {
     if (allocator.hidden) continue;
     for (const BackendEntry& backend : backend_registry().entries()) {
       if (!backend.unavailable().empty()) continue;
-      std::vector<std::string> all_settings = {""};
-      all_settings.insert(all_settings.end(), allocator.also_tested_with.begin(),
-                          allocator.also_tested_with.end());
-      for (const std::string& settings : all_settings) {
+      for (const std::string& settings : settings_of(allocator)) {
         for (const Order order : {Order::kHandoff, Order::kFree}) {
           const int before = check::failures();
           CellOptions options = {.allocator = allocator.name,
