@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from workbench.common.errors import MissingPartError
 from workbench.replay import _engine
-from workbench.replay.cell import AllocatorSpec
+from workbench.replay.cell import AllocatorSpec, quoted
 from workbench.replay.references import Reference, references
-
-# What a path in the engine's settings cannot hold.
-_UNFIT = re.compile(r"[\s,\[\]]")
 
 
 def known_allocators() -> dict[str, dict[str, Any]]:
@@ -48,13 +43,8 @@ def runs_as(spec: AllocatorSpec) -> tuple[str, str]:
     if reference is None:
         return spec.name, spec.settings
     library = str(reference.library())
-    if _UNFIT.search(library):
-        raise MissingPartError(
-            f"{spec.name}: it is compiled into {library!r}, and the engine takes no path with "
-            "blanks, commas or brackets; set XDG_CACHE_HOME to a folder without"
-        )
-    settings = f"library:{library},abi:workbench"
-    return "pluggable", settings + (f",config:[{spec.settings}]" if spec.settings else "")
+    settings = f"library:{quoted(library)},abi:workbench"
+    return "pluggable", settings + (f',config:"{spec.settings}"' if spec.settings else "")
 
 
 def unfit_backend(spec: AllocatorSpec, backend: str) -> str:

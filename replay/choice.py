@@ -90,8 +90,9 @@ def _check_settings(
     import numpy as np
 
     backend = _backend(info, wanted)
+    is_reference = reference_of(spec) is not None
     unknown = [key for key in spec.settings_by_key() if key not in info["settings"]]
-    if unknown and reference_of(spec) is not None:
+    if unknown and is_reference:
         takes = ", ".join(info["settings"])
         takes = f"its settings are {takes}" if takes else "it takes none"
         raise UsageError(f"--allocator {text}: unknown setting {unknown[0]!r}; {takes}")
@@ -101,12 +102,12 @@ def _check_settings(
     columns = {name: np.empty(0, dtype=dtype) for name, dtype in none.items()}
     allocator, settings = runs_as(spec)
     try:
-        if info["needs_library"]:
+        if info["needs_library"] or (is_reference and not spec.settings):
             # It is loaded in processes of its own only: what it does to them is its cell's result.
             _engine.check_settings(allocator, settings)
             return
         events = _engine.Events(**columns, slot_count=0)
         plan = plan_in_file(spec)
         _engine.Replay(events, allocator, settings, backend=backend["name"], plan=plan).memory(1)
-    except ValueError as error:
+    except (ValueError, _engine.LibraryFault) as error:
         raise UsageError(f"--allocator {text}: {error}") from None

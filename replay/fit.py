@@ -66,8 +66,8 @@ def fit_trace(
     for spec in specs:
         if unfit_backend(spec, "simulated"):
             raise UsageError(
-                f"--allocator {spec.label}: it takes its memory from the system by itself, and fits "
-                "are sought on the simulated device; leave it out"
+                f"--allocator {spec.label}: it takes its memory from the system by itself, and "
+                "fits are sought on the simulated device; leave it out"
             )
     kinds = {name: info["kind"] for name, info in known_allocators().items()}
     by_kind = load_subjects(

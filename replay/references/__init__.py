@@ -35,8 +35,6 @@ class Reference:
         settings: what it takes, each with its meaning.
         takes_system_memory: whether it asks the system for memory by itself, so that only the
             backend ``host`` will do and no capacity holds it.
-        crashes: by the name of the signal that a known defect of the original ends it with, a
-            sentence without a full stop that says so.
     """
 
     name: str
@@ -47,7 +45,6 @@ class Reference:
     libraries: tuple[str, ...]
     settings: Mapping[str, str] = field(default_factory=dict)
     takes_system_memory: bool = False
-    crashes: Mapping[str, str] = field(default_factory=dict)
 
     def unavailable(self) -> str:
         """Why it cannot run here; empty where it can."""

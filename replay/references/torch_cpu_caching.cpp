@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <map>
+#include <mutex>
 #include <new>
 #include <unordered_map>
 
@@ -24,15 +25,20 @@ namespace {
 
 struct Original : CPUCachingAllocator {
   // Blocks that it knows, live and cached.
-  static std::size_t remembered() { return allocation_map_.size(); }
+  static std::size_t remembered() {
+    const std::lock_guard lock(mutex_);
+    return allocation_map_.size();
+  }
 };
 
-// What the original holds, watched from outside: it counts nothing itself.
+// What the original holds, watched from outside: it counts nothing itself. Several threads may
+// call it.
 class Watcher {
  public:
   void allocated(void* pointer, std::uint64_t bytes) {
+    const std::lock_guard lock(mutex_);
     // Refused by the system, it gives all of its cache back and asks once more.
-    if (Original::remembered() < blocks_.size()) emptied();
+    if (Original::remembered() < blocks_.size()) forget_cached();
     const auto [block, is_new] = blocks_.try_emplace(pointer, Block{bytes, true});
     live_ += bytes;
     // A pointer that was given back before comes from the cache, any other from the system.
@@ -47,6 +53,7 @@ class Watcher {
   }
 
   void freed(void* pointer) {
+    const std::lock_guard lock(mutex_);
     Block& block = blocks_.at(pointer);
     block.live = false;
     live_ -= block.bytes;
@@ -54,14 +61,12 @@ class Watcher {
   }
 
   void emptied() {
-    std::erase_if(blocks_, [&](const auto& entry) {
-      if (!entry.second.live) reserved_ -= entry.second.bytes;
-      return !entry.second.live;
-    });
-    cached_.clear();
+    const std::lock_guard lock(mutex_);
+    forget_cached();
   }
 
-  void report(wb_statistics& to) const {
+  void report(wb_statistics& to) {
+    const std::lock_guard lock(mutex_);
     to.allocated = to.active = static_cast<std::int64_t>(live_);
     to.reserved = static_cast<std::int64_t>(reserved_);
     to.largest_free = cached_.empty() ? 0 : static_cast<std::int64_t>(cached_.rbegin()->first);
@@ -76,11 +81,20 @@ class Watcher {
     bool live;
   };
 
+  void forget_cached() {
+    std::erase_if(blocks_, [&](const auto& entry) {
+      if (!entry.second.live) reserved_ -= entry.second.bytes;
+      return !entry.second.live;
+    });
+    cached_.clear();
+  }
+
   void uncache(std::uint64_t bytes) {
     const auto found = cached_.find(bytes);
     if (--found->second == 0) cached_.erase(found);
   }
 
+  std::mutex mutex_;
   std::unordered_map<void*, Block> blocks_;        // all that the original holds
   std::map<std::uint64_t, std::uint64_t> cached_;  // blocks in the cache by their size
   std::uint64_t live_ = 0;
@@ -90,6 +104,8 @@ class Watcher {
 };
 
 struct Instance {
+  explicit Instance(const wb_host& host) : counts(host.counts != 0) {}
+
   Original original;
   const bool counts;  // timed passes measure the original alone
   Watcher watcher;
@@ -99,7 +115,7 @@ Instance& self(void* allocator) { return *static_cast<Instance*>(allocator); }
 
 void* create(const wb_host* host, const char*, char* error, std::size_t error_size) {
   if (!has_system_memory(*host, error, error_size)) return nullptr;
-  return new Instance{{}, host->counts != 0, {}};
+  return new Instance(*host);
 }
 
 void destroy(void* allocator) { delete &self(allocator); }

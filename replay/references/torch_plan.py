@@ -2,12 +2,6 @@
 
 from workbench.replay.references import Reference
 
-_DEFECT = (
-    "PyTorch's own planner (c10::AllocationPlanner) ended in {}, as it does where two free ranges "
-    "have the same size, which is nearly every trace; plan with planner:greedy is the same without "
-    "the defect"
-)
-
 REFERENCE = Reference(
     name="torch-plan",
     models="plan",
@@ -17,8 +11,4 @@ REFERENCE = Reference(
     source="torch_plan.cpp",
     libraries=("c10",),
     takes_system_memory=True,
-    crashes={
-        "SIGSEGV": _DEFECT.format("a segmentation fault"),
-        "SIGABRT": _DEFECT.format("an abort"),
-    },
 )

@@ -15,7 +15,8 @@ constexpr Bytes kSmallest = 64 * kKiB;
 
 class Host final : public Backend {
  public:
-  using Backend::Backend;
+  // `untouched`: all from the C library and as it comes, as PyTorch's own CPU allocator has it.
+  Host(const BackendOptions& options, bool untouched) : Backend(options), untouched_(untouched) {}
 
   bool is_device() const override { return false; }
   bool has_memory() const override { return true; }
@@ -25,11 +26,11 @@ class Host final : public Backend {
   std::uint64_t take(Bytes size) override {
     const auto length = static_cast<std::size_t>(size);
     void* memory = nullptr;
-    faulted_ = size >= kSmallest;
+    faulted_ = is_mapping(size);
     if (faulted_) {
       memory = mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
       if (memory == MAP_FAILED) return 0;
-    } else if (posix_memalign(&memory, kHostAlignment, length) != 0) {
+    } else if (posix_memalign(&memory, size < kSmallest ? kHostAlignment : page_, length) != 0) {
       return 0;
     }
     touch(memory, length);
@@ -38,7 +39,7 @@ class Host final : public Backend {
 
   void give(std::uint64_t address, Bytes size) override {
     void* memory = reinterpret_cast<void*>(address);
-    if (size >= kSmallest) {
+    if (is_mapping(size)) {
       munmap(memory, static_cast<std::size_t>(size));
     } else {
       std::free(memory);
@@ -63,6 +64,8 @@ class Host final : public Backend {
     remap(address, size, PROT_NONE, MAP_NORESERVE);
   }
 
+  bool is_mapping(Bytes size) const { return size >= kSmallest && !untouched_; }
+
   // A mapping over another takes its place, and its memory goes back to the system.
   static bool remap(std::uint64_t address, Bytes size, int protection, int flags) {
     return mmap(reinterpret_cast<void*>(address), static_cast<std::size_t>(size), protection,
@@ -70,6 +73,7 @@ class Host final : public Backend {
   }
 
   void touch(void* memory, std::size_t length) const {
+    if (untouched_) return;
     // Volatile: a store of nothing anyone reads must not be optimised away.
     volatile char* bytes = static_cast<char*>(memory);
     for (std::size_t i = 0; i < length; i += page_) bytes[i] = 0;
@@ -82,6 +86,7 @@ class Host final : public Backend {
   Bytes footprint(Bytes size) const override { return size; }
 
   const std::size_t page_ = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  const bool untouched_;
   // Of the calling thread; found without a call of the loader.
   [[gnu::tls_model("initial-exec")]] static inline constinit thread_local bool faulted_ = false;
 };
@@ -90,7 +95,15 @@ const bool registered = backend_registry().add({
     .name = "host",
     .summary = "this machine's memory, mapped and touched",
     .is_model = false,
-    .create = [](const BackendOptions& options) { return std::make_unique<Host>(options); },
+    .create = [](const BackendOptions& options) { return std::make_unique<Host>(options, false); },
+});
+
+const bool for_comparisons_registered = backend_registry().add({
+    .name = "host-untouched",
+    .summary = "as host, but without touching it; for what is compared with PyTorch's own code",
+    .is_model = false,
+    .create = [](const BackendOptions& options) { return std::make_unique<Host>(options, true); },
+    .hidden = true,
 });
 
 }  // namespace
