@@ -186,6 +186,13 @@ def notes(results: Sequence[CellResult], left_out: Iterable[tuple[str, str]] = (
         found["† PyTorch's own code, compiled against the installed torch: the reference."] = None
     for result in results:
         info = result.info
+        if info["as_if"]:
+            found[
+                f"* as-if replay: {info['trace']['device']} traffic through an allocator for "
+                f"{info['allocator']['kind']} memory; shown, never recommended from."
+            ] = None
+    for result in results:
+        info = result.info
         if info["backend"]["is_model"]:
             found[
                 f"Backend {info['backend']['name']} is a model: addresses without memory, and "
