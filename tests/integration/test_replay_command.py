@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from command_line import ENVIRONMENT, wb
 
+from workbench.replay.allocators import known_allocators
 from workbench.replay.results import load_results
 
 MakeTrace = Callable[..., Path]
@@ -43,13 +44,10 @@ def test_a_replay_prints_tables_notes_and_the_next_command(
     # Again over the same results: they are replaced, and no other file is left.
     again = wb(tmp_path, "replay", "run.parquet", "-a", "direct", "--repeat", "1")
     assert again.returncode == 0
+    every = known_allocators().values()
     assert {path.name.split(".")[2] for path in (tmp_path / "results").iterdir()} == {
-        "direct",
-        "caching",
-        "cpu-caching",
-        "plan",
+        info["name"] for info in every if info["available"] and not info["needs_library"]
     }
-    assert len(load_results([tmp_path / "results"])) == 4
 
 
 def test_json_is_one_document_and_the_page_is_written_too(
