@@ -1,6 +1,7 @@
 # make demo   records a real training program, replays it, writes the comparison page
 # make test   checks everything: style, types, imports, C++ under sanitizers, Python, pages
-# Both set up all they need on a bare machine with Python 3.11+, a C++20 compiler and pip.
+# make test-sanitizers   of these only the C++ tests, under sanitizers
+# All set up all they need on a bare machine with Python 3.11+, a C++20 compiler and pip.
 
 PYTHON ?= python3
 VENV := .venv
@@ -43,7 +44,7 @@ demo: $(VENV)/installed
 	@echo "The page: $(CURDIR)/demo/report.html"
 
 .PHONY: test
-test: lint cxx-test browser
+test: lint test-sanitizers browser
 	$(RUN)/python -m pytest
 
 .PHONY: lint
@@ -54,12 +55,15 @@ lint: $(VENV)/installed-for-tests
 	$(ELSEWHERE) bin/mypy --config-file ../pyproject.toml -p workbench
 	$(ELSEWHERE) bin/lint-imports --config ../pyproject.toml
 
-.PHONY: cxx-test
-cxx-test: $(VENV)/installed-for-tests
-	$(BIN)/cmake -S . -B build/sanitize -DCMAKE_BUILD_TYPE=Debug -DWORKBENCH_PYTHON=OFF \
-	  -DWORKBENCH_TESTS=ON -DWORKBENCH_WERROR=ON -DWORKBENCH_SANITIZE=address,undefined > /dev/null
-	$(BIN)/cmake --build build/sanitize --parallel 2
-	$(BIN)/ctest --test-dir build/sanitize --output-on-failure
+# The C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer, and those with threads under
+# ThreadSanitizer; CMakePresets.json says how.
+.PHONY: test-sanitizers
+test-sanitizers: $(VENV)/installed-for-tests
+	for preset in sanitize thread; do \
+	  $(BIN)/cmake --preset $$preset > /dev/null && \
+	  $(BIN)/cmake --build --preset $$preset && \
+	  $(BIN)/ctest --preset $$preset || exit 1; \
+	done
 
 # The pages are tested in a real browser; where none can be installed those tests say so and are
 # skipped.

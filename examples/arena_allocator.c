@@ -9,10 +9,10 @@
  *        -o arena.so arena_allocator.c
  *     wb replay run.parquet --allocator 'pluggable:arena.so,config:chunk_kib=4096'
  */
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <threads.h>
 
 #include "workbench_allocator.h"
 
@@ -30,7 +30,7 @@ typedef struct piece {
 
 typedef struct {
   const wb_host* host;
-  mtx_t lock;
+  pthread_mutex_t lock;
   uint64_t chunk_bytes, smallest;
   piece *chunks, *used_elsewhere, *waiting, *freed[CLASSES][STREAMS];
   char *bump, *bump_end; /* what is left of the newest chunk */
@@ -145,7 +145,7 @@ static void* allocate(void* allocator, uint64_t bytes, int32_t stream, int32_t t
   arena* self = allocator;
   (void)thread;
   if (bytes > (uint64_t)1 << 60) return NULL;
-  mtx_lock(&self->lock);
+  pthread_mutex_lock(&self->lock);
   collect(self, 0);
   int class_of;
   const uint64_t size = rounded(self, bytes, &class_of);
@@ -162,7 +162,7 @@ static void* allocate(void* allocator, uint64_t bytes, int32_t stream, int32_t t
     self->now.active += (int64_t)size;
     self->small_live += class_of >= 0;
   }
-  mtx_unlock(&self->lock);
+  pthread_mutex_unlock(&self->lock);
   return memory;
 }
 
@@ -170,7 +170,7 @@ static void deallocate(void* allocator, void* memory, uint64_t bytes, int32_t st
                        int32_t thread) {
   arena* self = allocator;
   (void)thread;
-  mtx_lock(&self->lock);
+  pthread_mutex_lock(&self->lock);
   int class_of;
   self->now.allocated -= (int64_t)rounded(self, bytes, &class_of);
   for (piece** at = &self->used_elsewhere; *at != NULL;) {
@@ -182,29 +182,29 @@ static void deallocate(void* allocator, void* memory, uint64_t bytes, int32_t st
     push(&self->waiting, (piece){.memory = pop(at), bytes, stream, event});
   }
   if (!holds(self->waiting, memory)) release(self, memory, bytes, stream);
-  mtx_unlock(&self->lock);
+  pthread_mutex_unlock(&self->lock);
 }
 
 static void record_stream(void* allocator, void* memory, int32_t stream) {
   arena* self = allocator;
-  mtx_lock(&self->lock);
+  pthread_mutex_lock(&self->lock);
   push(&self->used_elsewhere, (piece){.memory = memory, .stream = stream});
-  mtx_unlock(&self->lock);
+  pthread_mutex_unlock(&self->lock);
 }
 
 static void empty_cache(void* allocator) {
   arena* self = allocator;
-  mtx_lock(&self->lock);
+  pthread_mutex_lock(&self->lock);
   flush(self);
-  mtx_unlock(&self->lock);
+  pthread_mutex_unlock(&self->lock);
 }
 
 static void statistics(void* allocator, wb_statistics* told) {
   arena* self = allocator;
-  mtx_lock(&self->lock);
+  pthread_mutex_lock(&self->lock);
   const size_t size = told->size < sizeof self->now ? told->size : sizeof self->now;
   memcpy(told, &self->now, size);
-  mtx_unlock(&self->lock);
+  pthread_mutex_unlock(&self->lock);
 }
 
 static void* create(const wb_host* host, const char* configuration, char* error,
@@ -219,7 +219,7 @@ static void* create(const wb_host* host, const char* configuration, char* error,
     return NULL;
   }
   arena* self = calloc(1, sizeof *self);
-  if (self == NULL || mtx_init(&self->lock, mtx_plain) != thrd_success) abort();
+  if (self == NULL || pthread_mutex_init(&self->lock, NULL) != 0) abort();
   self->host = host;
   self->chunk_bytes = chunk_kib * 1024;
   self->smallest = host->is_device ? 512 : 64;
@@ -231,7 +231,7 @@ static void* create(const wb_host* host, const char* configuration, char* error,
 static void destroy(void* allocator) {
   arena* self = allocator;
   flush(self);
-  mtx_destroy(&self->lock);
+  pthread_mutex_destroy(&self->lock);
   free(self);
 }
 

@@ -338,6 +338,10 @@ class Replay:
         """What an allocator that runs a plan runs; None for others."""
 
     @property
+    def threads(self) -> int:
+        """How many threads replay."""
+
+    @property
     def warnings(self) -> list[str]:
         """One sentence each, without a full stop, about settings that do nothing or hurt."""
 

@@ -21,6 +21,7 @@ def replay(
     capacity: int | str | None = None,
     completion: str = "recorded",
     after_oom: str = "stop",
+    order: str = "global",
     repeat: int | None = None,
     timeout: float = 600.0,
     output: str | os.PathLike[str] | None = None,
@@ -37,6 +38,9 @@ def replay(
         capacity: of the device: bytes, or text such as ``8GiB``; None for what the trace says.
         completion: ``recorded``, ``immediate``, ``never`` or ``delay:N``.
         after_oom: ``stop`` or ``continue``.
+        order: in which order the recorded threads make their calls: ``global``, all by one thread
+            as recorded; ``handoff``, each by a thread of its own, which waits where a block comes
+            from another; ``free``, without waiting.
         repeat: timed processes for each cell; None for 10, or at least 3 where they take long.
         timeout: seconds that a process may take.
         output: folder to keep the results in; None for one that goes with the returned object.
@@ -62,6 +66,7 @@ def replay(
         capacity=None if capacity is None else parse_size(str(capacity), "capacity"),
         completion=completion,
         after_oom=after_oom,
+        order=order,
         repeat=repeat,
         timeout=timeout,
         force=force,

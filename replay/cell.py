@@ -14,6 +14,7 @@ from typing import Any
 from workbench.common.errors import UsageError
 
 DEFAULT_DEVICE_CAPACITY = 80 * 2**30
+ORDERS = ("global", "handoff", "free")
 _DELAY = re.compile(r"delay:([0-9]{1,19})")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_=+-]+")
 _KEY = re.compile(r"[A-Za-z_]\w*:")
@@ -146,6 +147,17 @@ def check_completion(text: str) -> str:
     return text
 
 
+def check_order(text: str) -> str:
+    """`text` if it says in which order the recorded threads make their calls.
+
+    Raises:
+        UsageError: none of ``global``, ``handoff``, ``free``.
+    """
+    if text not in ORDERS:
+        raise UsageError(f"--order {text!r} is not known; write {', '.join(ORDERS[:-1])} or free")
+    return text
+
+
 def device_kind(device: str) -> str:
     """``cpu``, ``pinned`` or ``device`` for a device's name in a trace, such as ``cuda:0``."""
     return device if device in ("cpu", "pinned") else "device"
@@ -176,7 +188,7 @@ class Capacity:
 @dataclass(frozen=True)
 class Cell:
     """One measurement: trace x device in it x allocator x settings x backend x capacity x
-    completion.
+    completion x order.
     """
 
     trace: str
@@ -187,6 +199,7 @@ class Cell:
     capacity: Capacity
     completion: str = "recorded"
     after_oom: str = "stop"
+    order: str = "global"
     backend_is_model: bool = field(default=False, compare=False)
     latency_source: str = field(default="ours", compare=False)
 
@@ -206,6 +219,8 @@ class Cell:
             "capacity": self.capacity.bytes,
             "completion": self.completion,
             "after_oom": self.after_oom,
+            # Results from before there was another order have none.
+            **({} if self.order == "global" else {"order": self.order}),
         }
 
     def name(self, trace_name: str) -> str:
@@ -218,6 +233,8 @@ class Cell:
             parts.append(self.completion)
         if self.after_oom != "stop":
             parts.append("after-oom-continue")
+        if self.order != "global":
+            parts.append(f"order-{self.order}")
         return slug(parts)
 
 

@@ -46,6 +46,7 @@ def cell_result(
             "lost_events": loaded.metadata.get("lost_events", 0),
             "duration_ns": loaded.duration_ns,
             "step_count": loaded.step_count,
+            "threads": traffic.thread_count,
             "peak_live_bytes": traffic.peak_live_bytes,
         },
         "allocator": {
@@ -59,6 +60,7 @@ def cell_result(
         "capacity": {"bytes": cell.capacity.bytes, "source": cell.capacity.source},
         "completion": cell.completion,
         "after_oom": cell.after_oom,
+        "order": cell.order,
         "outcome": _outcome(job, memory),
         "plan": job.plan and {**job.plan.facts, "served": dict(memory["plan"]) if memory else None},
         "memory": memory
@@ -132,6 +134,26 @@ def _warnings(job: Job, options: Options, machine: dict[str, Any]) -> list[str]:
             f"{cell.allocator.label} on {cell.backend} was timed in {len(job.runs)} processes "
             f"instead of {REPEAT}, because they took {job.seconds:.0f} s; --repeat says how many."
         )
+    if cell.order != "global":
+        warnings += _order_warnings(job, machine)
     if not len(job.traffic.op):
         warnings.append("The trace has no event to replay on this device.")
+    return warnings
+
+
+def _order_warnings(job: Job, machine: dict[str, Any]) -> list[str]:
+    threads = job.traffic.thread_count
+    if threads < 2:
+        return [
+            f"--order {job.cell.order} changes nothing: the traffic of {job.cell.device} was "
+            "recorded of one thread."
+        ]
+    warnings = [
+        f"Replayed by {threads} threads in the order {job.cell.order}: who comes first is a race, "
+        "so no two passes need decide alike, and none is held against another."
+    ]
+    if threads > machine["cores"]:
+        warnings.append(
+            f"{threads} threads on {machine['cores']} cores: latencies include waiting for a core."
+        )
     return warnings

@@ -110,6 +110,11 @@ class Traffic:
     peak_live_bytes: int
     value: Array | None = None
 
+    @property
+    def thread_count(self) -> int:
+        """How many threads it was recorded of."""
+        return len(np.unique(self.thread))
+
     def engine_columns(self) -> dict[str, Array]:
         """The columns that the engine takes, by their names in `_engine.Events`."""
         return {

@@ -39,6 +39,7 @@ class Options:
         capacity: bytes; None for what the trace says was left, or a default.
         completion: when work on a stream completes.
         after_oom: ``stop`` or ``continue``.
+        order: in which order recorded threads make their calls.
         repeat: timed processes for each cell; None for `REPEAT`, or fewer (at least
             `LEAST_REPEAT`) for a cell whose processes have taken `ENOUGH_SECONDS` together.
         timeout: seconds that one process may take.
@@ -53,6 +54,7 @@ class Options:
     capacity: int | None = None
     completion: str = "recorded"
     after_oom: str = "stop"
+    order: str = "global"
     repeat: int | None = None
     timeout: float = 600.0
     force: bool = False
@@ -126,6 +128,7 @@ def make_jobs(
                     capacity=choose_capacity(kind, device, devices.get(device), options.capacity),
                     completion=options.completion,
                     after_oom=options.after_oom,
+                    order=options.order,
                     backend_is_model=backend["is_model"],
                     latency_source=info["latency_source"],
                 )

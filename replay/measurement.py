@@ -32,12 +32,18 @@ def check_digests(
 ) -> dict[str, str]:
     """The digest of every decision, one for each state, the same in all passes and processes.
 
+    Empty where several threads replayed: what they decide depends on their race.
+
     Raises:
         RunError: two passes of the same state decided differently.
     """
-    digests: dict[str, str] = {} if memory is None else {"cold": memory["digest"]}
+    digests: dict[str, str] = {}
+    if memory is not None and memory["digest"] is not None:
+        digests["cold"] = memory["digest"]
     for process, run in enumerate(runs):
         for state, digest in run["digests"].items():
+            if digest is None:
+                continue
             if digests.setdefault(state, digest) != digest:
                 raise RunError(
                     f"{cell.allocator.label} on {cell.backend} with {cell.trace}: timed process "
@@ -50,16 +56,16 @@ def check_digests(
 def latency_fields(
     runs: Sequence[Mapping[str, Any]], traffic: Traffic, source: str, seed: int
 ) -> dict[str, Any]:
-    """The field ``latency``: quantiles over processes, causes, the slowest calls."""
+    """The field ``latency``: quantiles over processes, causes, the slowest calls, threads."""
     states: dict[str, Any] = {}
+    threads: dict[str, Any] = {}
     slowest: list[dict[str, Any]] = []
     for state in STATES:
         measured = [run["states"][state] for run in runs]
         fields: dict[str, Any] = {}
-        for kind, first in measured[0]["kinds"].items():
-            rows = [of_process["kinds"][kind] for of_process in measured]
-            quantiles = [{k: v for k, v in row.items() if k != "count"} for row in rows]
-            fields[kind] = {"count": first["count"], **intervals(quantiles, seed)}
+        for kind in measured[0]["kinds"]:
+            rows = [of["kinds"][kind] for of in measured if kind in of["kinds"]]
+            fields[kind] = _over_processes(rows, seed)
         fields["causes"] = {
             cause: {
                 "count": _median(measured, cause, "count"),
@@ -70,13 +76,39 @@ def latency_fields(
             )
         }
         states[state] = fields
+        threads[state] = {
+            number: _thread_fields([of["threads"].get(number, {}) for of in measured], seed)
+            for number in measured[0]["threads"]
+        }
         calls = [
             {**_slow_call(call, traffic), "process": process, "state": state}
             for process, of_process in enumerate(measured)
             for call in of_process["slowest"]
         ]
         slowest += sorted(calls, key=lambda call: -call["ns"])[:SLOWEST]
-    return {"source": source, "states": states, "slowest": slowest}
+    found: dict[str, Any] = {"source": source, "states": states, "slowest": slowest}
+    if any(threads.values()):
+        found["threads"] = threads
+    return found
+
+
+def _over_processes(rows: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
+    quantiles = [{name: row[name] for name in row if name != "count"} for row in rows]
+    return {"count": rows[0]["count"], **intervals(quantiles, seed)}
+
+
+def _thread_fields(measured: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
+    """One recorded thread's latencies; a race that ran out of memory may have left it out."""
+    fields: dict[str, Any] = {}
+    for kind in ("alloc", "free"):
+        rows = [of[kind] for of in measured if kind in of]
+        if rows:
+            fields[kind] = _over_processes(rows, seed)
+    waits = [of["lock_wait"] for of in measured if of]
+    fields["lock_wait"] = {
+        name: float(np.median([wait[name] for wait in waits])) for name in ("count", "total_ns")
+    }
+    return fields
 
 
 def _median(measured: Sequence[Mapping[str, Any]], cause: str, name: str) -> float:
@@ -151,6 +183,10 @@ def memory_fields(
         at_peak = np.array(blocks["moment"], dtype=object) == "peak"
         in_use = np.array(blocks["state"], dtype=object) != "inactive"
         active = int(np.asarray(blocks["size"])[at_peak & in_use].sum())
+        reserved = memory["peaks"]["reserved"]["bytes"]
+    elif memory["digest"] is None:  # of several threads: no blocks, and the same told another way
+        parts = memory["waterfall"]
+        active = sum(parts[name] for name in ("live_requested", "rounding", "pending"))
         reserved = memory["peaks"]["reserved"]["bytes"]
     return {
         "peaks": {

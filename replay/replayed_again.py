@@ -36,7 +36,13 @@ class ReplayedAgain:
                 f"{info['label']} has no snapshot: its replay ended as "
                 f"{info['outcome']['status'].replace('_', ' ')} ({info['outcome']['reason']})"
             )
+        order = info.get("order", "global")
         self._loaded, self._traffic = _trace_of(info)
+        if order != "global" and self._traffic.thread_count > 1:
+            raise UsageError(
+                f"{info['label']} was replayed by several threads (--order {order}), whose state "
+                "is another every time; take a snapshot of a replay in the order global"
+            )
         settings = info["allocator"]["settings"]
         text = ",".join(f"{key}:{value}" for key, value in settings.items())
         self._replay = _engine.Replay(

@@ -72,10 +72,10 @@ _INTERVAL = {
     "samples": [_NUMBER],
 }
 _QUANTILES = ("p50_ns", "p90_ns", "p99_ns", "p99_9_ns", "p99_99_ns", "max_ns", "mean_ns")
-_STATE = _Each(
-    {"count": _NUMBER, **dict.fromkeys(_QUANTILES, _INTERVAL)},
-    {"causes": _Each({"count": _NUMBER, "total_ns": _NUMBER})},
-)
+_CALLS = {"count": _NUMBER, **dict.fromkeys(_QUANTILES, _INTERVAL)}
+_TOTAL = {"count": _NUMBER, "total_ns": _NUMBER}
+_STATE = _Each(_CALLS, {"causes": _Each(_TOTAL)})
+_THREAD = {"alloc?": _CALLS, "free?": _CALLS, "lock_wait": _TOTAL}
 _COUNTED = ("requested", "live_requested", "allocated", "active", "reserved")
 _PEAK = {"bytes": int, "event": _Null(int), "time_ns": _Null(int)}
 # The parts of reserved memory, in the order in which they are shown; they add up to it.
@@ -111,6 +111,7 @@ _RESULT: dict[str, Any] = {
         "lost_events": int,
         "duration_ns": int,
         "step_count": int,
+        "threads?": int,
         "peak_live_bytes": int,
     },
     "allocator": {"name": str, "settings": _Each(str), "kind?": str, "latency_source?": str},
@@ -119,6 +120,7 @@ _RESULT: dict[str, Any] = {
     "capacity": {"bytes": _Null(int), "source": str},
     "completion": str,
     "after_oom?": str,
+    "order?": str,
     "outcome": {
         "status": str,
         "reason": _Null(str),
@@ -169,7 +171,12 @@ _RESULT: dict[str, Any] = {
         }
     ),
     "latency": _Null(
-        {"source": str, "states": {"cold": _STATE, "steady": _STATE}, "slowest": [_SLOW_CALL]}
+        {
+            "source": str,
+            "states": {"cold": _STATE, "steady": _STATE},
+            "slowest": [_SLOW_CALL],
+            "threads?": _Each(_Each(_THREAD)),
+        }
     ),
     "throughput": _Each({"events_per_s": _INTERVAL, "ns_per_event": _INTERVAL}),
     "harness": _Null({"clock_cost_ns": _NUMBER, "ns_per_event": _NUMBER}),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from workbench.common.errors import RunError, UsageError
 from workbench.replay.allocators import reference_of
-from workbench.replay.cell import check_completion
+from workbench.replay.cell import check_completion, check_order
 from workbench.replay.cell_result import cell_result
 from workbench.replay.choice import choose_allocators
 from workbench.replay.job import REPEAT, Job, Options, Progress, make_jobs
@@ -87,6 +87,7 @@ def replay_traces(
 
 def _check(options: Options) -> None:
     check_completion(options.completion)
+    check_order(options.order)
     if options.after_oom not in ("stop", "continue"):
         raise UsageError(f"--after-oom {options.after_oom!r} is not known; write stop or continue")
     if options.repeat is not None and options.repeat < 1:
@@ -126,6 +127,7 @@ def _run_once(job: Job, options: Options, scratch: Path, *, memory: bool) -> Non
             "capacity": job.cell.capacity.bytes,
             "completion": job.cell.completion,
             "after_oom": job.cell.after_oom,
+            "order": job.cell.order,
         },
         "memory": memory,
         "plan": job.plan and str(job.plan.file),

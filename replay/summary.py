@@ -179,6 +179,55 @@ def speed_table(cells: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+# So many threads are shown of a cell; cell.json has more.
+_SHOWN_THREADS = 8
+
+
+def thread_table(results: Sequence[CellResult]) -> Table | None:
+    """Latency by recorded thread, in the steady state; None where no trace has several."""
+    from rich.table import Table
+
+    table = Table(title="Latency by recorded thread, steady", title_justify="left")
+    table.add_column("allocator", overflow="fold")
+    for title in ("thread", "calls", "alloc p50 / p99 / max", "free p50 / p99 / max"):
+        table.add_column(title, justify="right")
+    table.add_column("waited for a lock", justify="right")
+    several = len({result.info["trace"]["path"] for result in results}) > 1
+    for result in results:
+        info = result.info
+        threads = (info["latency"] or {}).get("threads", {}).get("steady", {})
+        by_calls = sorted(threads, key=lambda number: -_calls(threads[number]))
+        name = _name({**_row(info), "allocator": _ordered_label(info)}, several)
+        for place, number in enumerate(by_calls[:_SHOWN_THREADS]):
+            found = threads[number]
+            wait = found["lock_wait"]
+            table.add_row(
+                "" if place else name,
+                number,
+                f"{_calls(found):,.0f}",
+                *(_quantiles(found.get(kind)) for kind in KINDS),
+                f"{wait['count']:,.0f} x, {format_duration(wait['total_ns'])}",
+            )
+        if len(by_calls) > _SHOWN_THREADS:
+            table.add_row("", f"{len(by_calls) - _SHOWN_THREADS} more")
+    return table if table.row_count else None
+
+
+def _ordered_label(info: Mapping[str, Any]) -> str:
+    order = info.get("order", "global")
+    return str(info["label"]) + ("" if order == "global" else f", {order}")
+
+
+def _calls(thread: Mapping[str, Any]) -> float:
+    return float(sum(thread[kind]["count"] for kind in KINDS if kind in thread))
+
+
+def _quantiles(calls: Mapping[str, Any] | None) -> str:
+    if calls is None:
+        return "-"
+    return " / ".join(format_duration(calls[f"{name}_ns"]["median"]) for name in QUANTILES)
+
+
 def notes(results: Sequence[CellResult], left_out: Iterable[tuple[str, str]] = ()) -> list[str]:
     """What a reader of the tables must know, one sentence each, none twice."""
     found: dict[str, None] = {}
@@ -311,6 +360,9 @@ class Result:
         yield memory_table(cells)
         yield waterfall_table(cells)
         yield speed_table(cells)
+        by_thread = thread_table(self.cells)
+        if by_thread is not None:
+            yield by_thread
         yield from notes(self.cells, self.left_out)
 
     def _repr_html_(self) -> str:

@@ -24,6 +24,7 @@ from workbench.replay.statistics import histogram, summary_of_calls
 STATES = ("cold", "steady")
 TIMELINE_BUCKETS = 20_000
 SLOWEST = 20
+THREADS = 64
 # A short trace is passed through several times, so that starting a pass does not count.
 _LEAST_THROUGHPUT_NS = 2e7
 _MOST_THROUGHPUT_PASSES = 20
@@ -113,11 +114,45 @@ def _latency(timed: _engine.TimedResult, columns: dict[str, np.ndarray]) -> dict
         }
         for at in order
     ]
-    return {"kinds": kinds, "causes": totals, "histogram": buckets, "slowest": slowest}
+    threads = _by_thread(timed, columns["thread"], columns["op"])
+    return {
+        "kinds": kinds,
+        "causes": totals,
+        "histogram": buckets,
+        "slowest": slowest,
+        "threads": threads,
+    }
+
+
+def _by_thread(
+    timed: _engine.TimedResult, thread: np.ndarray, op: np.ndarray
+) -> dict[str, dict[str, Any]]:
+    """Quantiles of the busiest threads, by number; empty where the trace has one thread."""
+    called = np.flatnonzero(timed["ticks"])
+    numbers, counts = np.unique(thread[called], return_counts=True)
+    if len(numbers) < 2:
+        return {}
+    nanoseconds = timed["ticks"][called] * float(timed["ns_per_tick"])
+    waited = timed["cause"][called] == timed["causes"].index("lock wait")
+    found: dict[str, dict[str, Any]] = {}
+    for number in sorted(numbers[np.argsort(-counts, kind="stable")][:THREADS].tolist()):
+        own = thread[called] == number
+        found[str(number)] = {
+            kind: {"count": int(chosen.sum()), **summary_of_calls(nanoseconds[chosen])}
+            for kind in ("alloc", "free")
+            if (chosen := own & (op[called] == _engine.OPS[kind])).any()
+        }
+        found[str(number)]["lock_wait"] = {
+            "count": int((own & waited).sum()),
+            "total_ns": float(nanoseconds[own & waited].sum()),
+        }
+    return found
 
 
 def _throughput_of_timed(timed: _engine.TimedResult, events: int) -> dict[str, float] | None:
-    """Throughput read off a timed pass; None where the clock is more than a hundredth of it."""
+    """Throughput read off a timed pass of one thread; None where the clock is more than a hundredth
+    of it.
+    """
     ticks = timed["ticks"]
     total = float(ticks.sum(dtype=np.float64)) * float(timed["ns_per_tick"])
     clock = np.count_nonzero(ticks) * float(timed["clock_cost_ns"])
@@ -149,6 +184,8 @@ def _memory(replay: Any, folder: Path) -> dict[str, Any]:
     for moment, event in moments.items():
         if event is None or event < 0:
             continue
+        if replay.threads > 1:  # another pass would find another state
+            break
         blocks = replay.memory(1, blocks_at=event)["blocks"]
         for table, columns in blocks.items():
             arrays.update({f"{moment}.{table}.{name}": value for name, value in columns.items()})
@@ -183,7 +220,7 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
         result["digests"][state] = timed["digest"]
         result["clock_cost_ns"] = float(timed["clock_cost_ns"])
         whole = _throughput_of_timed(timed, len(columns["op"]))
-        if whole is not None:
+        if whole is not None and replay.threads == 1:
             result["throughput"][state] = whole
     for state in STATES:
         measured = result["throughput"].get(state) or _throughput(replay, state)

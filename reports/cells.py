@@ -137,6 +137,11 @@ class Cell:
         states = (self.info.get("latency") or {}).get("states") or {}
         return states.get(state) or {}
 
+    def threads(self, state: str) -> dict[str, Any]:
+        """Latencies by recorded thread in `state`, empty where the trace has one."""
+        threads = (self.info.get("latency") or {}).get("threads") or {}
+        return threads.get(state) or {}
+
     def throughput(self, state: str) -> dict[str, Any]:
         """Throughput in `state`, empty where there is none."""
         return (self.info.get("throughput") or {}).get(state) or {}
@@ -210,6 +215,7 @@ def _unique_labels(results: Sequence[CellResult]) -> list[str]:
             else f"capacity {formats.size(info['capacity']['bytes'])}"
         ),
         lambda info: f"completion {info['completion']}",
+        lambda info: f"order {info.get('order', 'global')}",
         lambda info: str(info["name"]),
     )
     labels = [str(result.info["label"]) for result in results]

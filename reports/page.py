@@ -94,7 +94,7 @@ def _group(trace: str, cells: Sequence[Cell], several: bool) -> str:
         f'<section class="answer">{heading}<p class="facts">{" · ".join(facts)}</p>'
         f'<p class="lead">{" ".join(sentences)}</p>'
         f"{_items(remarks, 'remarks')}"
-        f"{tables.memory(cells)}{tables.time(cells)}</section>"
+        f"{tables.memory(cells)}{tables.time(cells)}{tables.threads(cells)}</section>"
     )
 
 

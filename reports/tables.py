@@ -53,6 +53,38 @@ def time(cells: Sequence[Cell]) -> str:
     return _table("Time of one call", (*heads, "events per second"), rows)
 
 
+# So many threads are shown of a cell; cell.json has more.
+_SHOWN_THREADS = 8
+
+
+def threads(cells: Sequence[Cell]) -> str:
+    """Steady latency by recorded thread; empty where none was told apart."""
+    rows = "".join(row for cell in cells for row in _thread_rows(cell))
+    if not rows:
+        return ""
+    heads = (f"{kind} {title}" for kind in _KINDS for _, title in _QUANTILES)
+    waits = ("calls that waited for a lock", "their time")
+    return _table("Time of one call by recorded thread, steady", (*heads, *waits), rows)
+
+
+def _thread_rows(cell: Cell) -> Iterable[str]:
+    found = cell.threads("steady")
+
+    def calls(number: str) -> float:
+        return float(sum(found[number].get(kind, {}).get("count", 0) for kind in _KINDS))
+
+    for number in sorted(found, key=calls, reverse=True)[:_SHOWN_THREADS]:
+        thread = found[number]
+        numbers = [
+            _spread(thread.get(kind, {}).get(quantile), formats.duration)
+            for kind in _KINDS
+            for quantile, _ in _QUANTILES
+        ]
+        wait = thread["lock_wait"]
+        numbers += [formats.count(round(wait["count"])), formats.duration(wait["total_ns"])]
+        yield _row(cell, f" <small>thread {formats.markup(number)}</small>", numbers)
+
+
 def _table(title: str, heads: Iterable[str], rows: str) -> str:
     numbers = "".join(f'<th scope="col" class="number">{head}</th>' for head in heads)
     return (

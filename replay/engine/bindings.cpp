@@ -339,6 +339,7 @@ class PyReplay {
 
   std::vector<std::string> warnings() const { return replay_.warnings(); }
   std::shared_ptr<const Plan> plan() const { return replay_.plan(); }
+  std::size_t threads() const { return replay_.threads(); }
 
  private:
   const Replay replay_;
@@ -436,6 +437,7 @@ NB_MODULE(_engine, m) {
            "order"_a = "global", "plan"_a = nb::none(), nb::keep_alive<1, 2>())
       .def_prop_ro("warnings", &PyReplay::warnings)
       .def_prop_ro("plan", &PyReplay::plan)
+      .def_prop_ro("threads", &PyReplay::threads)
       .def("memory", &PyReplay::memory, "buckets"_a = 20000, "full"_a = false,
            "blocks_at"_a = nb::none(), "verify"_a = false, "journal"_a = false,
            "progress"_a = nb::none())

@@ -43,6 +43,13 @@ def command(
     after_oom: Annotated[
         str, typer.Option(help="Out of memory: stop, or continue without what was refused.")
     ] = "stop",
+    order: Annotated[
+        str,
+        typer.Option(
+            help="Recorded threads: global: one thread makes all calls as recorded; handoff: as "
+            "many threads, which wait where a block comes from another; free: without waiting."
+        ),
+    ] = "global",
     repeat: Annotated[
         int | None,
         typer.Option(
@@ -80,6 +87,8 @@ def command(
 
       wb replay run.parquet --allocator caching:env --stats torch
 
+      wb replay run.parquet --allocator all --order handoff
+
       wb replay run.parquet --allocator caching --repeat 20 --json
     """
     from workbench.commands._progress import progress_bar
@@ -99,6 +108,7 @@ def command(
         capacity=None if capacity is None else parse_size(capacity, "--capacity"),
         completion=completion,
         after_oom=after_oom,
+        order=order,
         repeat=repeat,
         timeout=timeout,
         force=force,
@@ -135,6 +145,7 @@ def _print(session: Session, output: Path, html: Path | None, *, torch_statistic
         notes,
         rows,
         speed_table,
+        thread_table,
         torch_statistics_table,
         waterfall_table,
     )
@@ -146,6 +157,9 @@ def _print(session: Session, output: Path, html: Path | None, *, torch_statistic
         console.print(memory_table(cells))
         console.print(waterfall_table(cells))
         console.print(speed_table(cells))
+        by_thread = thread_table(session.results)
+        if by_thread is not None:
+            console.print(by_thread)
     for result in session.results if torch_statistics else ():
         console.print(torch_statistics_table(result), markup=False)
     for note in notes(session.results, session.left_out):

@@ -178,6 +178,8 @@ class Replay {
   const Events& events() const { return events_; }
   // Null where the allocator runs none.
   const std::shared_ptr<const Plan>& plan() const { return options_.plan; }
+  // How many threads replay.
+  std::size_t threads() const { return threads_ == nullptr ? 1 : threads_->parts().size(); }
   bool backend_has_memory() const { return backend_has_memory_; }
 
  private:
