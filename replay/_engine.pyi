@@ -17,6 +17,9 @@ OPS: dict[str, int]
 JOURNAL_ACTIONS: dict[str, int]
 """What a journal's entries say → their code in its `action` column."""
 
+class UnavailableError(RuntimeError):
+    """The system does not let this process do what it takes, such as pinning more memory."""
+
 class AllocatorInfo(TypedDict):
     name: str
     summary: str

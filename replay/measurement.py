@@ -21,6 +21,7 @@ RESERVED_MEANING = {
     "direct": "bytes held, each block rounded up to 512 on a device",
     "cpu-caching": "all bytes taken from the system",
     "caching": "bytes of all segments taken from the device",
+    "host-pinned": "all bytes pinned, in use or cached",
     "plan": "the arena and what is held beside it",
 }
 

@@ -25,7 +25,7 @@ class RunOutcome:
     """How one run ended.
 
     Args:
-        status: ``ok``, ``crashed`` or ``timed_out``.
+        status: ``ok``, ``unavailable``, ``crashed`` or ``timed_out``.
         reason: one sentence where it is not ``ok``.
         result: what the worker measured; None where it is not ``ok``.
     """
@@ -101,6 +101,8 @@ def _outcome(code: int, answer: Path, errors: Path) -> RunOutcome:
     if code != 0 or not answer.exists():
         return RunOutcome("crashed", how_it_ended(code, errors), None)
     result = json.loads(answer.read_text(encoding="utf-8"))
+    if "unavailable" in result:
+        return RunOutcome("unavailable", result["unavailable"], None)
     if "error" in result:
         return RunOutcome("crashed", f"the engine stopped: {result['error']}", None)
     return RunOutcome("ok", None, result)

@@ -58,6 +58,7 @@ def _row(info: Mapping[str, Any]) -> dict[str, Any]:
             for name in ("requested", "allocated", "reserved")
         },
         "unused_share": memory.get("unused_share"),
+        "rounding_share": _rounding_share(memory.get("waterfall", {})),
         **{f"waterfall_{part}_bytes": memory.get("waterfall", {}).get(part) for part in WATERFALL},
         "device_calls": sum(calls.get(name, 0) for name in DEVICE_CALLS) if calls else None,
         "latency_source": info["allocator"]["latency_source"],
@@ -76,6 +77,18 @@ def _row(info: Mapping[str, Any]) -> dict[str, Any]:
     return {**row, "outcome": info["outcome"]["status"], "reason": info["outcome"]["reason"]}
 
 
+def _rounding_share(waterfall: Mapping[str, Any]) -> float | None:
+    """The share of allocated bytes that nobody asked for, at the peak of reserved."""
+    rounding, asked = waterfall.get("rounding"), waterfall.get("live_requested")
+    if rounding is None or asked is None:
+        return None
+    return rounding / (rounding + asked) if rounding else 0.0
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
 def _bytes(value: int | None) -> str:
     return "-" if value is None else format_bytes(value)
 
@@ -87,25 +100,27 @@ def _name(row: Mapping[str, Any], several_traces: bool) -> str:
 
 
 def memory_table(cells: Sequence[Mapping[str, Any]]) -> Table:
-    """Peak memory, what of it was unused, and how the replay ended."""
+    """Peak memory, what of it was unused or added by rounding, and how the replay ended."""
     from rich.table import Table
 
     table = Table(title="Memory", title_justify="left")
     table.add_column("allocator", overflow="fold")
     table.add_column("backend")
-    for title in ("peak requested", "peak allocated", "peak reserved", "unused", "device calls"):
+    for title in ("peak requested", "peak allocated", "peak reserved", "unused", "rounding"):
         table.add_column(title, justify="right")
+    table.add_column("device calls", justify="right")
     table.add_column("outcome", overflow="fold")
     several = len({row["trace"] for row in cells}) > 1
     for row in cells:
-        share, calls = row["unused_share"], row["device_calls"]
+        calls = row["device_calls"]
         table.add_row(
             _name(row, several),
             row["backend"],
             _bytes(row["peak_requested_bytes"]),
             _bytes(row["peak_allocated_bytes"]),
             _bytes(row["peak_reserved_bytes"]),
-            "-" if share is None else f"{share:.1%}",
+            _share(row["unused_share"]),
+            _share(row["rounding_share"]),
             "-" if calls is None else f"{calls:,}",
             row["outcome"].replace("_", " "),
         )
@@ -231,6 +246,13 @@ def _quantiles(calls: Mapping[str, Any] | None) -> str:
 def notes(results: Sequence[CellResult], left_out: Iterable[tuple[str, str]] = ()) -> list[str]:
     """What a reader of the tables must know, one sentence each, none twice."""
     found: dict[str, None] = {}
+    for result in results:
+        info = result.info
+        if info["as_if"]:
+            found[
+                f"* as-if replay: {info['trace']['device']} traffic through an allocator for "
+                f"{info['allocator']['kind']} memory; shown, never recommended from."
+            ] = None
     if any(result.info["allocator"]["latency_source"] == "reference" for result in results):
         found["† PyTorch's own code, compiled against the installed torch: the reference."] = None
     for result in results:

@@ -236,6 +236,8 @@ def main() -> None:
     folder = Path(task["output"])
     try:
         result = run(task)
+    except _engine.UnavailableError as error:
+        result = {"unavailable": str(error)}
     except (ValueError, RuntimeError, MemoryError) as error:
         result = {"error": f"{type(error).__name__}: {error}"}
     part = folder / f"result.{os.getpid()}.part"

@@ -401,6 +401,7 @@ NB_MODULE(_engine, m) {
 
   // A subclass of RuntimeError: those who do not tell faults of libraries apart need not.
   nb::exception<LibraryFaultError>(m, "LibraryFault", PyExc_RuntimeError);
+  nb::exception<UnavailableError>(m, "UnavailableError", PyExc_RuntimeError);
 
   nb::dict ops;
   for (std::size_t code = 0; code < kOpNames.size(); ++code) {

@@ -49,7 +49,16 @@ def operations_of(drawn: list[tuple[str, int, int, int]]) -> list[Operation]:
         elif op in ("synchronize", "empty_cache"):
             operations.append((op, -1, 0, stream))
     operations += [("free", number, 0, 0) for number in live]
-    return [*operations, ("empty_cache", -1, 0, 0)]
+    # Not every allocator waits for streams when its cache is emptied.
+    return [*operations, ("synchronize", -1, 0, -1), ("empty_cache", -1, 0, 0)]
+
+
+def remembered(made: _engine.Replay, *, verify: bool = False) -> _engine.MemoryResult:
+    """The memory pass; where the system lets us pin too little memory, the test is skipped."""
+    try:
+        return made.memory(full=True, verify=verify)
+    except _engine.UnavailableError as error:
+        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -70,7 +79,7 @@ def test_statistics_hold_at_every_event(
         capacity=capacity,
         after_oom="continue",
     )
-    memory = made.memory(full=True, verify=backend == "host")
+    memory = remembered(made, verify=backend == "host")
     rows = memory["timeline"]
     assert (rows["requested"] <= rows["active"]).all()
     assert (rows["allocated"] <= rows["active"]).all()
@@ -100,7 +109,7 @@ def test_decisions_do_not_depend_on_addresses(
 ) -> None:
     events = make_events(operations_of(drawn))
     found = [
-        _engine.Replay(events, allocator, backend=backend).memory(full=True)
+        remembered(_engine.Replay(events, allocator, backend=backend))
         for backend in ("host", "simulated")
     ]
     assert found[0]["digest"] == found[1]["digest"]

@@ -129,6 +129,10 @@ class Allocator {
   virtual void program_ends() {}
   // `step` optimizer steps are complete; also told when the program begins, where steps are known.
   virtual void step_begins(std::int32_t) {}
+  // Whether it has a thread of its own, and what that does: once before each event of a trace,
+  // outside the time of its calls.
+  virtual bool works_in_background() const { return false; }
+  virtual void work_in_background() {}
   // Null but for allocators that run a plan.
   virtual const PlanStatistics* plan_statistics() const { return nullptr; }
   // From here on, segments and delayed frees are written into `journal`, which must outlive it.
@@ -170,6 +174,8 @@ struct AllocatorEntry {
   bool locks_itself = false;
   // Settings besides the defaults under which it is held to what every allocator is held to.
   std::vector<std::string> also_tested_with = {};
+  // Whether it gives back what it has cached before memory runs out.
+  bool flushes_when_refused = true;
   // Whether it is given a plan, made of what it is to serve where there is no other.
   bool runs_plan = false;
   // Whether it is nothing without the setting `library`, a shared library of the user's.

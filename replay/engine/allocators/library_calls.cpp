@@ -127,7 +127,9 @@ WorkbenchCalls::WorkbenchCalls(SharedLibrary library, Backend& backend, const Se
            .give = &give,
            .event_record = &event_record,
            .event_query = &event_query,
-           .event_wait = &event_wait};
+           .event_wait = &event_wait,
+           .take_pinned = &take_pinned,
+           .give_pinned = &give_pinned};
   std::array<char, 1024> error{};
   const std::string configuration = text_of(settings.find("config"));
   allocator_ = functions_.create(&host_, configuration.c_str(), error.data(), error.size());
@@ -209,11 +211,38 @@ void WorkbenchCalls::prepare(const Events& events) {
 }
 
 void* WorkbenchCalls::take(void* self, std::uint64_t bytes) {
+  return static_cast<WorkbenchCalls*>(self)->take_memory(bytes, Memory::kPageable);
+}
+
+// What the system does not allow is told when the library's own call is over: its frames may know
+// no exceptions.
+void* WorkbenchCalls::take_pinned(void* self, std::uint64_t bytes) {
+  auto& calls = *static_cast<WorkbenchCalls*>(self);
+  try {
+    return calls.take_memory(bytes, Memory::kPinned);
+  } catch (const UnavailableError& error) {
+    const std::lock_guard guard(calls.events_lock_);
+    calls.unavailable_ = error.what();
+    return nullptr;
+  }
+}
+
+void WorkbenchCalls::throw_if_unavailable() {
+  const std::lock_guard guard(events_lock_);
+  if (!unavailable_.empty()) throw UnavailableError(unavailable_);
+}
+
+void* WorkbenchCalls::take_memory(std::uint64_t bytes, Memory memory) {
   if (bytes == 0 || bytes > static_cast<std::uint64_t>(std::numeric_limits<Bytes>::max())) {
     return nullptr;
   }
+  return reinterpret_cast<void*>(backend_.allocate(static_cast<Bytes>(bytes), memory));
+}
+
+void WorkbenchCalls::give_pinned(void* self, void* memory, std::uint64_t bytes) {
   Backend& backend = static_cast<WorkbenchCalls*>(self)->backend_;
-  return reinterpret_cast<void*>(backend.allocate(static_cast<Bytes>(bytes)));
+  backend.release(reinterpret_cast<std::uint64_t>(memory), static_cast<Bytes>(bytes),
+                  Memory::kPinned);
 }
 
 void WorkbenchCalls::give(void* self, void* memory, std::uint64_t bytes) {

@@ -118,7 +118,11 @@ class WorkbenchCalls {
   WorkbenchCalls& operator=(const WorkbenchCalls&) = delete;
 
   void* allocate(Bytes size, StreamId stream, ThreadId thread) {
-    return functions_.allocate(allocator_, static_cast<std::uint64_t>(size), stream, thread);
+    void* const memory =
+        functions_.allocate(allocator_, static_cast<std::uint64_t>(size), stream, thread);
+    if (memory == nullptr) [[unlikely]]
+      throw_if_unavailable();
+    return memory;
   }
   void deallocate(void* memory, Bytes size, StreamId stream, ThreadId thread) {
     functions_.deallocate(allocator_, memory, static_cast<std::uint64_t>(size), stream, thread);
@@ -152,12 +156,17 @@ class WorkbenchCalls {
  private:
   static void* take(void* self, std::uint64_t bytes);
   static void give(void* self, void* memory, std::uint64_t bytes);
+  static void* take_pinned(void* self, std::uint64_t bytes);
+  static void give_pinned(void* self, void* memory, std::uint64_t bytes);
   static std::uint64_t event_record(void* self, std::int32_t stream);
   static std::int32_t event_query(void* self, std::uint64_t event);
   static void event_wait(void* self, std::uint64_t event);
   const CudaEvent* find_event(std::uint64_t number);  // with the lock held
 
   wb_statistics ask() const;
+  void* take_memory(std::uint64_t bytes, Memory memory);
+  // Why the system did not give what the library asked for, where it says.
+  void throw_if_unavailable();
 
   const SharedLibrary library_;
   Backend& backend_;
@@ -166,6 +175,7 @@ class WorkbenchCalls {
   void* allocator_ = nullptr;
   Reported reported_;
   Lock events_lock_;
+  std::string unavailable_;
   std::deque<CudaEvent> events_;  // by number; without those at its front that have completed
 };
 

@@ -24,12 +24,13 @@ namespace workbench {
 // The program whose events are replayed: where it is, and what lives.
 struct Program {
   Program(const Events& events_view, const CompletedStreams& streams, Backend& memory,
-          bool goes_on_after_oom)
+          bool goes_on_after_oom, bool works_in_background)
       : events(events_view),
         completed_streams(streams),
         backend(memory),
         continue_after_oom(goes_on_after_oom),
-        tells_streams(!streams.empty() || memory.progress().counts_events()),
+        background(works_in_background),
+        tells_streams(!streams.empty() || memory.progress().counts_events() || background),
         handles(static_cast<std::size_t>(events.slot_count)),
         freed_at(tells_streams ? handles.size() : 0) {}
 
@@ -37,6 +38,7 @@ struct Program {
   const CompletedStreams& completed_streams;
   Backend& backend;
   const bool continue_after_oom;
+  const bool background;  // whether the allocator works between its calls
   // Whether the loop has to tell the streams which event it is at and when blocks were freed.
   const bool tells_streams;
   std::vector<void*> handles;           // by slot; null where nothing lives
@@ -234,6 +236,7 @@ bool walk_events(A& allocator, Program& program, Observer& observer, const std::
   for (std::size_t i = begin; i < end; ++i) {
     if constexpr (kTellsStreams) {
       program.backend.progress().set_now(static_cast<std::int64_t>(i));
+      if (program.background) allocator.work_in_background();
     }
     if (!make_event<kTellsStreams>(allocator, program, observer, columns, i)) return false;
   }
@@ -341,7 +344,10 @@ void walk_thread(A& allocator, ThreadedProgram& threaded, Observer& observer, st
     if (links[i].meeting != ThreadEvents::kNone && !meetings.come(links[i].meeting)) continue;
     for (bool again = true; again;) {
       const bool goes_on = observer.event([&] {
-        if constexpr (kTellsStreams) program.backend.progress().next_event();
+        if constexpr (kTellsStreams) {
+          program.backend.progress().next_event();
+          if (program.background) observer.tell([&] { allocator.work_in_background(); });
+        }
         return make_event<kTellsStreams>(allocator, program, observer, columns, i);
       });
       const ThreadEvents::Index next = links[i].next;

@@ -20,6 +20,9 @@ namespace workbench {
 
 inline constexpr Bytes kUnlimited = std::numeric_limits<Bytes>::max();
 
+// Pinned memory may be neither moved nor swapped out, so that a device can read it by itself.
+enum class Memory : std::uint8_t { kPageable, kPinned };
+
 struct BackendOptions {
   Bytes capacity = kUnlimited;
   Completion completion = {};
@@ -48,19 +51,26 @@ class Backend {
   Backend(const Backend&) = delete;
   Backend& operator=(const Backend&) = delete;
 
-  // Address of `size` > 0 fresh bytes; 0 when there is no room.
-  std::uint64_t allocate(Bytes size) {
+  // Address of `size` > 0 fresh bytes; 0 when there is no room. Throws UnavailableError where the
+  // system lets this process pin no more.
+  std::uint64_t allocate(Bytes size, Memory memory = Memory::kPageable) {
     // The first condition keeps the arithmetic of the second in range.
     const Bytes taken = size < kEiB ? footprint(size) : kUnlimited;
     if (size >= kEiB || !claim(taken, calls_.alloc)) return refuse();
-    const std::uint64_t address = take(size);
+    std::uint64_t address = 0;
+    try {
+      address = memory == Memory::kPinned ? take_pinned(size) : take(size);
+    } catch (...) {
+      refuse_claimed(taken, calls_.alloc);
+      throw;
+    }
     if (address == 0) return refuse_claimed(taken, calls_.alloc);
     return address;
   }
-  // Gives back what allocate(size) handed out.
-  void release(std::uint64_t address, Bytes size) {
+  // Gives back what allocate(size, memory) handed out.
+  void release(std::uint64_t address, Bytes size, Memory memory = Memory::kPageable) {
     // First: memory that counts as there must be there.
-    give(address, size);
+    memory == Memory::kPinned ? give_pinned(address, size) : give(address, size);
     unclaim(footprint(size), calls_.free);
   }
 
@@ -114,6 +124,8 @@ class Backend {
   // These are called without a lock, so that one thread's slow call keeps no other waiting.
   virtual std::uint64_t take(Bytes size) = 0;
   virtual void give(std::uint64_t address, Bytes size) = 0;
+  virtual std::uint64_t take_pinned(Bytes size) { return take(size); }
+  virtual void give_pinned(std::uint64_t address, Bytes size) { give(address, size); }
   virtual std::uint64_t take_range(Bytes size) = 0;
   virtual void give_range(std::uint64_t address, Bytes size) = 0;
   virtual bool map_piece(std::uint64_t address, Bytes size) = 0;

@@ -3,8 +3,11 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <string>
 
 #include "backends/backend.h"
+#include "backends/process_memory.h"
+#include "core/errors.h"
 
 namespace workbench {
 namespace {
@@ -44,6 +47,41 @@ class Host final : public Backend {
     } else {
       std::free(memory);
     }
+  }
+
+  // A mapping of its own, since the system locks whole pages.
+  std::uint64_t take_pinned(Bytes size) override {
+    const auto length = static_cast<std::size_t>(size);
+    void* const memory =
+        mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) return 0;
+    faulted_ = true;
+    // Locking brings the pages in.
+    if (mlock(memory, length) != 0) {
+      munmap(memory, length);
+      check_lock_limit(round_up(size, static_cast<Bytes>(page_)));
+      return 0;
+    }
+    return reinterpret_cast<std::uint64_t>(memory);
+  }
+
+  // What is unmapped is unlocked.
+  void give_pinned(std::uint64_t address, Bytes size) override {
+    munmap(reinterpret_cast<void*>(address), static_cast<std::size_t>(size));
+  }
+
+  // Throws UnavailableError where the limit is why `size` bytes could not be locked.
+  static void check_lock_limit(Bytes size) {
+    const LockedMemory locked = locked_memory();
+    if (size <= locked.limit - locked.bytes) return;
+    const auto kibibytes = [](Bytes bytes) { return std::to_string(bytes / kKiB) + " KiB"; };
+    throw UnavailableError(
+        "the system lets this process pin no more memory: RLIMIT_MEMLOCK is " +
+        kibibytes(locked.limit) + ", " + kibibytes(locked.bytes) + " are pinned, and " +
+        kibibytes(size) +
+        " more were needed; raise it with `ulimit -l unlimited`, with memlock in "
+        "/etc/security/limits.conf or with `docker run --ulimit memlock=-1`, or use the simulated "
+        "backend");
   }
 
   std::uint64_t take_range(Bytes size) override {

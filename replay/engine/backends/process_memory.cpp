@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <limits>
 #include <string>
 
 namespace workbench {
@@ -24,6 +25,16 @@ PageFaults page_faults(bool all_threads) {
   rusage usage{};
   getrusage(all_threads ? RUSAGE_SELF : RUSAGE_THREAD, &usage);
   return {usage.ru_minflt, usage.ru_majflt};
+}
+
+LockedMemory locked_memory() {
+  constexpr Bytes kGreatest = std::numeric_limits<Bytes>::max();
+  rlimit limit{};
+  getrlimit(RLIMIT_MEMLOCK, &limit);
+  return {status_field("VmLck"),
+          limit.rlim_cur == RLIM_INFINITY
+              ? kGreatest
+              : static_cast<Bytes>(std::min<rlim_t>(limit.rlim_cur, kGreatest))};
 }
 
 ResidentGrowth::ResidentGrowth() {

@@ -15,6 +15,13 @@ struct PageFaults {
 // Page faults so far of the calling thread, or of all threads of the process.
 PageFaults page_faults(bool all_threads);
 
+struct LockedMemory {
+  Bytes bytes;  // that this process has locked
+  Bytes limit;  // RLIMIT_MEMLOCK; the greatest number where there is none
+};
+
+LockedMemory locked_memory();
+
 // Growth of the resident set since an object was made.
 class ResidentGrowth {
  public:

@@ -5,7 +5,8 @@
 //   ├── ForeignPointerError  an address no allocation starts at
 //   ├── DamagedBlockError    a live block's bytes changed under its owner
 //   ├── PlanMismatchError    the traffic is not what the plan was made of
-//   └── LibraryFaultError    a library of the user's does not do what an allocator must
+//   ├── LibraryFaultError    a library of the user's does not do what an allocator must
+//   └── UnavailableError     the system does not let this process do what it takes
 //   InputError               an unknown name, setting or value, or events that contradict
 //   themselves
 #pragma once
@@ -51,6 +52,11 @@ class PlanMismatchError : public EngineError {
 };
 
 class LibraryFaultError : public EngineError {
+ public:
+  using EngineError::EngineError;
+};
+
+class UnavailableError : public EngineError {
  public:
   using EngineError::EngineError;
 };

@@ -58,6 +58,10 @@ typedef struct wb_host {
   int32_t (*event_query)(void* context, uint64_t event);
   /* Waits until it is. */
   void (*event_wait)(void* context, uint64_t event);
+
+  /* As take and give, of memory that the system may neither move nor swap out. */
+  void* (*take_pinned)(void* context, uint64_t bytes);
+  void (*give_pinned)(void* context, void* memory, uint64_t bytes);
 } wb_host;
 
 /* What the allocator holds, in PyTorch's words (docs/allocators.md). The workbench fills all but

@@ -1,0 +1,173 @@
+"""`host-pinned` against the real `at::CachingHostAllocatorImpl` of the installed torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from engine_events import Operation, make_events
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("torch", reason="the reference is PyTorch's own allocator")
+
+from workbench.replay import _engine
+from workbench.replay.allocators import runs_as
+from workbench.replay.cell import AllocatorSpec
+from workbench.replay.events import load_trace
+
+pytestmark = pytest.mark.torch
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+STEPS = 6
+STREAMS = 3
+MIB = 2**20
+# Limits that differ are left out where blocks above the first and up to the second are cached: there
+# the original hands out blocks smaller than asked.
+SETTINGS = (
+    "",
+    "pinned_max_round_threshold_mb:1,pinned_max_cached_size_mb:1",
+    "pinned_max_cached_size_mb:3",
+    "pinned_max_round_threshold_mb:4,pinned_max_cached_size_mb:2",
+    "pinned_reserve_segment_size_mb:4",
+    "pinned_max_cached_size_mb:0,pinned_reserve_segment_size_mb:1",
+)
+COMPLETIONS = ("recorded", "immediate", "delay:7")
+COLUMNS = ("hits", "misses", "allocated", "active", "reserved", "segments", "oom")
+
+
+def assert_the_same(
+    events: _engine.Events,
+    allocator_settings: str,
+    completion: str = "recorded",
+    capacity: int | None = None,
+) -> None:
+    """What is held at every event, and which block every allocation gets."""
+    spec = AllocatorSpec("torch-host-pinned", allocator_settings)
+    rows, blocks = [], []
+    for name, text in (("host-pinned", allocator_settings), runs_as(spec)):
+        made = _engine.Replay(
+            events,
+            name,
+            text,
+            backend="simulated",
+            completion=completion,
+            capacity=capacity,
+            after_oom="continue",
+        )
+        memory = made.memory(full=True, journal=True)
+        rows.append(memory["timeline"])
+        journal = memory["journal"]
+        allocs = journal["action"] == _engine.JOURNAL_ACTIONS["alloc"]
+        # The backend gives out no address twice, and the same ones in the same order.
+        blocks.append(journal["address"][allocs])
+    ours, theirs = rows
+    for column in COLUMNS:
+        # The original counts what blocks of the reserve segment were asked for, and not whole pages.
+        if column in ("allocated", "active") and "reserve" in allocator_settings:
+            continue
+        different = np.flatnonzero(ours[column] != theirs[column])
+        assert not different.size, f"{column} differs from event {different[0]} on"
+    assert np.array_equal(*blocks)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_the_examples_get_the_same_blocks(example: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "run.parquet"
+    variables = {key: text for key, text in os.environ.items() if key != "PYTHONSAFEPATH"}
+    recording = [sys.executable, "-P", "-m", "workbench", "record", "-o", str(trace)]
+    done = subprocess.run(
+        [*recording, str(example), "--steps", str(STEPS)],
+        cwd=tmp_path,
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    events = load_trace(str(trace))[0].traffic("cpu").events()
+    assert len(events) > 1000
+    for allocator_settings in SETTINGS:
+        assert_the_same(events, allocator_settings)
+
+
+sizes = st.one_of(
+    # Few different sizes, so that blocks are used again; around powers of two and the limits.
+    st.sampled_from([1, 2, 3, 4, 4095, 4096, 4097, 65536, 65537, 100_000]),
+    st.sampled_from([MIB, MIB + 1, 2 * MIB, 2 * MIB + 1, 3 * MIB, 3 * MIB + 1, 4 * MIB, 5 * MIB]),
+    st.integers(1, 6 * MIB),
+)
+commands = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["alloc"] * 8
+            + ["free"] * 7
+            + ["record_stream"] * 4
+            + ["synchronize"] * 2
+            + ["empty_cache"]
+        ),
+        sizes,
+        st.integers(0, STREAMS - 1),
+        st.integers(0, 10**6),
+    ),
+    max_size=150,
+)
+
+
+def operations_of(drawn: list[tuple[str, int, int, int]]) -> list[Operation]:
+    """Only what lives is used or freed."""
+    operations: list[Operation] = []
+    live: list[int] = []
+    for number, (op, size, stream, choice) in enumerate(drawn):
+        if op == "alloc":
+            operations.append((op, number, size, stream))
+            live.append(number)
+        elif op == "free" and live:
+            operations.append((op, live.pop(choice % len(live)), 0, 0))
+        elif op == "record_stream" and live:
+            operations.append((op, live[choice % len(live)], 0, stream))
+        elif op == "synchronize":
+            operations.append((op, -1, 0, -1 if choice % 3 == 0 else stream))
+        elif op == "empty_cache":
+            operations.append((op, -1, 0, 0))
+    return operations
+
+
+@pytest.mark.parametrize("allocator_settings", SETTINGS)
+@settings(max_examples=100, deadline=None)
+@given(
+    drawn=commands,
+    completion=st.sampled_from(COMPLETIONS),
+    capacity=st.sampled_from([None, None, 24 * MIB]),
+)
+def test_random_traces_get_the_same_blocks(
+    allocator_settings: str,
+    drawn: list[tuple[str, int, int, int]],
+    completion: str,
+    capacity: int | None,
+) -> None:
+    assert_the_same(make_events(operations_of(drawn)), allocator_settings, completion, capacity)
+
+
+def test_the_original_hands_out_blocks_smaller_than_asked() -> None:
+    """The defect that is left out: with the limits apart, its free lists do not compare sizes."""
+    limit = "pinned_max_round_threshold_mb:4"
+    events = make_events(
+        [("alloc", 0, 5 * MIB, 0), ("free", 0, 0, 0), ("alloc", 1, 6 * MIB, 0), ("free", 1, 0, 0)]
+    )
+    for name, text, reserved in (
+        ("host-pinned", limit, 11 * MIB),
+        (*runs_as(AllocatorSpec("torch-host-pinned", limit)), 5 * MIB),
+    ):
+        made = _engine.Replay(events, name, text, backend="simulated")
+        assert made.memory(full=True)["timeline"]["reserved"][-1] == reserved
+
+
+def test_the_original_is_told_settings_it_does_not_take() -> None:
+    name, text = runs_as(AllocatorSpec("torch-host-pinned", "policy:best-fit"))
+    with pytest.raises(RuntimeError, match="it takes pinned_max_round_threshold_mb"):
+        _engine.Replay(make_events([]), name, text, backend="simulated")
