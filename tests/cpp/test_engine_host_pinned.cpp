@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "allocators/host_pinned.h"
@@ -273,6 +274,32 @@ TEST(settings_are_checked_and_those_that_do_nothing_are_told) {
   CHECK(Pinned("policy:best-fit,pinned_max_cached_size_mb:1")->warnings().size() == 1);
   CHECK(Pinned("pinned_max_round_threshold_mb:1")->warnings().size() == 1);
   CHECK(Pinned("pinned_max_round_threshold_mb:4,pinned_max_cached_size_mb:4")->warnings().empty());
+}
+
+TEST(threads_share_it_and_lose_nothing) {
+  for (const char* settings : {"", kBestFit, "pinned_max_cached_size_mb:0"}) {
+    Pinned cache(settings, {.several_threads = true});
+    std::vector<std::thread> threads;
+    for (int number = 0; number < 4; ++number) {
+      threads.emplace_back([&cache, number] {
+        std::vector<Allocation> blocks;
+        for (int i = 0; i < 2000; ++i) {
+          blocks.push_back(cache->allocate(Bytes{1} << (i % 12), 0, number));
+          if (i % 3 == 0) cache->record_stream(blocks.back().handle, number);
+          if (i % 5 != 0) {
+            cache->free(blocks.back().handle, number);
+            blocks.pop_back();
+          }
+        }
+        for (const Allocation& block : blocks) cache->free(block.handle, number);
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    cache.streams().synchronize(kAllStreams);
+    cache->empty_cache();
+    CHECK(cache.now().active == 0 && cache.now().reserved == 0 && cache.backend().used() == 0);
+    CHECK(cache.now().hits + cache.now().misses == 4 * 2000);
+  }
 }
 
 // Sanitizers make of mlock a function that does nothing.
