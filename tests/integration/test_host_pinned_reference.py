@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,8 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 STEPS = 6
 STREAMS = 3
 MIB = 2**20
-# Limits that differ are left out where blocks above the first and up to the second are cached: there
-# the original hands out blocks smaller than asked.
+# A cached size above the round threshold is left out: there the original hands out blocks smaller
+# than asked.
 SETTINGS = (
     "",
     "pinned_max_round_threshold_mb:1,pinned_max_cached_size_mb:1",
@@ -40,6 +41,12 @@ COMPLETIONS = ("recorded", "immediate", "delay:7")
 COLUMNS = ("hits", "misses", "allocated", "active", "reserved", "segments", "oom")
 
 
+@cache
+def original(allocator_settings: str) -> tuple[str, str]:
+    """What the engine runs the reference as."""
+    return runs_as(AllocatorSpec("torch-host-pinned", allocator_settings))
+
+
 def assert_the_same(
     events: _engine.Events,
     allocator_settings: str,
@@ -47,9 +54,8 @@ def assert_the_same(
     capacity: int | None = None,
 ) -> None:
     """What is held at every event, and which block every allocation gets."""
-    spec = AllocatorSpec("torch-host-pinned", allocator_settings)
     rows, blocks = [], []
-    for name, text in (("host-pinned", allocator_settings), runs_as(spec)):
+    for name, text in (("host-pinned", allocator_settings), original(allocator_settings)):
         made = _engine.Replay(
             events,
             name,
@@ -67,7 +73,7 @@ def assert_the_same(
         blocks.append(journal["address"][allocs])
     ours, theirs = rows
     for column in COLUMNS:
-        # The original counts what blocks of the reserve segment were asked for, and not whole pages.
+        # Of blocks in the reserve segment the original counts the size, and not whole pages.
         if column in ("allocated", "active") and "reserve" in allocator_settings:
             continue
         different = np.flatnonzero(ours[column] != theirs[column])
@@ -161,13 +167,13 @@ def test_the_original_hands_out_blocks_smaller_than_asked() -> None:
     )
     for name, text, reserved in (
         ("host-pinned", limit, 11 * MIB),
-        (*runs_as(AllocatorSpec("torch-host-pinned", limit)), 5 * MIB),
+        (*original(limit), 5 * MIB),
     ):
         made = _engine.Replay(events, name, text, backend="simulated")
         assert made.memory(full=True)["timeline"]["reserved"][-1] == reserved
 
 
 def test_the_original_is_told_settings_it_does_not_take() -> None:
-    name, text = runs_as(AllocatorSpec("torch-host-pinned", "policy:best-fit"))
+    name, text = original("policy:best-fit")
     with pytest.raises(RuntimeError, match="it takes pinned_max_round_threshold_mb"):
         _engine.Replay(make_events([]), name, text, backend="simulated")
