@@ -55,7 +55,12 @@ def _limit_holds(tmp_path_factory: pytest.TempPathFactory) -> None:
 def trace(make_trace: MakeTrace) -> Path:
     """One block that may be locked, and one that may not."""
     return make_trace(
-        [("alloc", 0, 60 * KIB), ("alloc", 1, 200 * KIB), ("free", 1, 0), ("free", 0, 0)]
+        [
+            ("alloc", 0, 60 * KIB),
+            ("alloc", 1, 200 * KIB),
+            ("free", 1, 200 * KIB),
+            ("free", 0, 60 * KIB),
+        ]
     )
 
 
@@ -101,7 +106,7 @@ def test_too_little_capacity_is_out_of_memory(trace: Path, tmp_path: Path) -> No
 
 
 def test_what_the_limit_allows_is_locked(make_trace: MakeTrace, tmp_path: Path) -> None:
-    small = make_trace([("alloc", 0, 60 * KIB), ("free", 0, 0), ("alloc", 1, 50 * KIB)])
+    small = make_trace([("alloc", 0, 60 * KIB), ("free", 0, 60 * KIB), ("alloc", 1, 50 * KIB)])
     command = ("-m", "workbench", "replay", str(small), "-a", "host-pinned", "--repeat", "1")
     done = limited(tmp_path, *command, "-o", "out")
     assert done.returncode == 0, done.stderr
