@@ -21,6 +21,7 @@ def known_allocators() -> dict[str, dict[str, Any]]:
             "settings": dict(one.settings),
             "runs_plan": False,
             "needs_library": False,
+            "several_threads": one.several_threads,
             "latency_source": "reference",
             "available": not reason,
             "reason": reason,

@@ -135,8 +135,9 @@ def make_jobs(
                 if device not in prepared:
                     folder = scratch / f"events-{len(jobs)}"
                     prepared[device] = _prepare(loaded, device, folder)
-                allocator, settings, unavailable = _engine_cell(spec, info, backend)
                 traffic, events = prepared[device]
+                threads = 1 if options.order == "global" else traffic.thread_count
+                allocator, settings, unavailable = _engine_cell(spec, info, backend, threads)
                 jobs.append(
                     Job(
                         cell=cell,
@@ -157,11 +158,16 @@ def make_jobs(
 
 
 def _engine_cell(
-    spec: AllocatorSpec, info: Mapping[str, Any], backend: Mapping[str, Any]
+    spec: AllocatorSpec, info: Mapping[str, Any], backend: Mapping[str, Any], threads: int
 ) -> tuple[str, str, str | None]:
     """The engine's allocator and settings for `spec`, and why it cannot run, or None."""
     reasons = [one["reason"] for one in (info, backend) if not one["available"]]
     reasons += [unfit_backend(spec, backend["name"])]
+    if threads > 1 and not info.get("several_threads", True):
+        reasons.append(
+            f"{spec.name} takes no locks, so one thread at a time may call it; replay it with "
+            "--order global"
+        )
     if any(reasons):
         return spec.name, spec.settings, next(filter(None, reasons))
     try:

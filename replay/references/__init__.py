@@ -35,6 +35,7 @@ class Reference:
         settings: what it takes, each with its meaning.
         takes_system_memory: whether it asks the system for memory by itself, so that only the
             backend ``host`` will do and no capacity holds it.
+        several_threads: whether several threads may call it at once.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Reference:
     libraries: tuple[str, ...]
     settings: Mapping[str, str] = field(default_factory=dict)
     takes_system_memory: bool = False
+    several_threads: bool = True
 
     def unavailable(self) -> str:
         """Why it cannot run here; empty where it can."""

@@ -11,4 +11,5 @@ REFERENCE = Reference(
     source="torch_plan.cpp",
     libraries=("c10",),
     takes_system_memory=True,
+    several_threads=False,
 )

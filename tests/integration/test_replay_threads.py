@@ -179,3 +179,14 @@ def test_out_of_memory_ends_every_thread(make_trace: MakeTrace) -> None:
         assert info["outcome"]["status"] == "out_of_memory"
         assert info["outcome"]["oom"]["reserved"] == 4 << 20
         assert info["outcome"]["oom"]["count"] == 1
+
+
+def test_what_takes_no_locks_is_left_to_one_thread(recorded: Path) -> None:
+    done = wb(
+        *(recorded.parent, "replay", "run.parquet", "-a", "torch-plan", "--order", "free"),
+        *("--repeat", "1", "-o", "plan", "--json"),
+    )
+    assert done.returncode == 1, done.stderr
+    outcome = json.loads(done.stdout)["cells"][0]["outcome"]
+    assert outcome["status"] == "unavailable"
+    assert "one thread at a time may call it" in outcome["reason"]
