@@ -80,9 +80,7 @@ def replay_traces(
             spec, status = job.cell.allocator, info["outcome"]["status"]
             # A known defect of a reference is no failure of a comparison that came with it unasked;
             # nor is what only the replay could find out, that the system does not let it run.
-            asked = spec in choice.named or (
-                reference_of(spec) is None and status != "unavailable"
-            )
+            asked = spec in choice.named or (reference_of(spec) is None and status != "unavailable")
             if asked and status in ("crashed", "timed_out", "unavailable"):
                 session.failed.append(job.folder.name)
     return session

@@ -246,13 +246,6 @@ def _quantiles(calls: Mapping[str, Any] | None) -> str:
 def notes(results: Sequence[CellResult], left_out: Iterable[tuple[str, str]] = ()) -> list[str]:
     """What a reader of the tables must know, one sentence each, none twice."""
     found: dict[str, None] = {}
-    for result in results:
-        info = result.info
-        if info["as_if"]:
-            found[
-                f"* as-if replay: {info['trace']['device']} traffic through an allocator for "
-                f"{info['allocator']['kind']} memory; shown, never recommended from."
-            ] = None
     if any(result.info["allocator"]["latency_source"] == "reference" for result in results):
         found["† PyTorch's own code, compiled against the installed torch: the reference."] = None
     for result in results:
