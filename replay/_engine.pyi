@@ -39,8 +39,10 @@ class BackendInfo(TypedDict):
     is_model: bool
 
 class Peak(TypedDict):
-    bytes: int
-    event: int
+    """None: the allocator does not report it."""
+
+    bytes: int | None
+    event: int | None
 
 class Waterfall(TypedDict):
     """Bytes; the parts add up to the reserved ones."""
@@ -54,13 +56,13 @@ class Waterfall(TypedDict):
 class OutOfMemory(TypedDict):
     event: int
     requested: int
-    allocated: int
-    reserved: int
-    active: int
+    allocated: int | None
+    reserved: int | None
+    active: int | None
     live_requested: int
-    largest_free: int
+    largest_free: int | None
     device_free: int | None
-    waterfall: Waterfall
+    waterfall: Waterfall | None
 
 class Blocks(TypedDict):
     segments: dict[str, npt.NDArray[Any]]
@@ -104,11 +106,12 @@ class MemoryResult(TypedDict):
     plan: PlanCounts | None
     timeline: dict[str, npt.NDArray[np.int64]]
     peaks: dict[str, Peak]
-    finals: dict[str, int]
-    driver_calls: dict[str, int]
-    counters: dict[str, int]
+    finals: dict[str, int | None]
+    driver_calls: dict[str, int | None]
+    counters: dict[str, int | None]
     torch_statistics: dict[str, int]
-    waterfall: Waterfall
+    waterfall: Waterfall | None
+    active_at_peak: int | None
     digest: str | None
     blocks: Blocks | None
     journal: NotRequired[JournalColumns]
@@ -139,6 +142,13 @@ def backends() -> list[BackendInfo]:
 
 class LibraryFault(RuntimeError):
     """A library of the user's does not do what an allocator must."""
+
+def keep_last_words(path: str) -> None:
+    """Keep in a file what this process does with a library, for when it ends without a word.
+
+    Raises:
+        RuntimeError: the file cannot be written.
+    """
 
 def check_settings(allocator: str, settings: str) -> None:
     """Read the settings of `allocator` as far as that can be done without making one.
@@ -345,6 +355,14 @@ class Replay:
         """How many threads replay."""
 
     @property
+    def has_memory(self) -> bool:
+        """Whether addresses can be read and written."""
+
+    @property
+    def starts_afresh(self) -> bool:
+        """Whether each pass starts without what the last one's allocator kept."""
+
+    @property
     def warnings(self) -> list[str]:
         """One sentence each, without a full stop, about settings that do nothing or hurt."""
 
@@ -355,6 +373,7 @@ class Replay:
         blocks_at: int | None = None,
         verify: bool = False,
         journal: bool = False,
+        ranges: bool = False,
         progress: Callable[[int, int], object] | None = None,
     ) -> MemoryResult:
         """The untimed pass: statistics after every event.
@@ -365,11 +384,13 @@ class Replay:
             blocks_at: the event after which to list segments and blocks.
             verify: fill every block with a pattern and check it when it is freed; needs real
                 memory.
+            ranges: see that blocks are aligned and that no two live ones overlap.
             journal: keep every entry of what the allocator did; segments and delayed frees only
                 from `caching`.
             progress: called with (events done, events).
 
         Returns:
+            What the allocator does not report is None, and no column of the timeline.
             ``torch_statistics`` is the flat dictionary of torch.cuda.memory_stats after the last
             event, empty where PyTorch's original keeps none. ``waterfall`` is at the event of the
             peak of reserved.
@@ -381,6 +402,7 @@ class Replay:
             ValueError: `verify` on a backend without memory; `blocks_at` or `journal` where several
                 threads replay.
             RuntimeError: a block was damaged.
+            LibraryFault: a library of the user's did not do what an allocator must.
         """
 
     def timed(self, state: str = "cold", digest: bool = True) -> TimedResult:

@@ -9,6 +9,7 @@ from workbench.common.units import format_bytes
 from workbench.replay import measurement
 from workbench.replay.cell import device_kind
 from workbench.replay.job import REPEAT, Job, Options
+from workbench.replay.last_words import in_rows
 from workbench.replay.machine import noise_warnings, package_versions
 from workbench.replay.results import FORMAT_VERSION
 
@@ -63,8 +64,7 @@ def cell_result(
         "order": cell.order,
         "outcome": _outcome(job, memory),
         "plan": job.plan and {**job.plan.facts, "served": dict(memory["plan"]) if memory else None},
-        "memory": memory
-        and measurement.memory_fields(memory, tables.get("blocks", {}), cell, traffic),
+        "memory": memory and measurement.memory_fields(memory, cell, traffic),
         "latency": measurement.latency_fields(job.runs, traffic, cell.latency_source, options.seed)
         if job.runs
         else None,
@@ -88,15 +88,24 @@ def _outcome(job: Job, memory: dict[str, Any] | None) -> dict[str, Any]:
     if job.unavailable is not None:
         return {"status": "unavailable", "reason": job.unavailable, "oom": None}
     if job.broken is not None:
-        return {"status": job.broken.status, "reason": job.broken.reason, "oom": oom}
+        reason = in_rows(job.broken.reason or "", job.traffic.row.tolist())
+        return {"status": job.broken.status, "reason": reason, "oom": oom}
     if oom is not None:
-        left = oom["device_free"]
+        told = [
+            f"{format_bytes(oom[name])} {words}" if before else f"{words} {format_bytes(oom[name])}"
+            for name, words, before in (
+                ("live_requested", "live", True),
+                ("allocated", "allocated", True),
+                ("reserved", "reserved", True),
+                ("largest_free", "the largest free block", False),
+                ("device_free", "left on the device", True),
+            )
+            # What the program has live says no more where the allocator tells what it allocated.
+            if oom[name] is not None and (name != "live_requested" or oom["allocated"] is None)
+        ]
         reason = (
             f"out of memory at row {oom['event']} of the trace: it asked for "
-            f"{format_bytes(oom['requested'])} with {format_bytes(oom['allocated'])} allocated, "
-            f"{format_bytes(oom['reserved'])} reserved, the largest free block "
-            f"{format_bytes(oom['largest_free'])}"
-            + ("" if left is None else f", {format_bytes(left)} left on the device")
+            f"{format_bytes(oom['requested'])} with {', '.join(told)}"
         )
         return {"status": "out_of_memory", "reason": reason, "oom": oom}
     mismatch = measurement.mismatch_fields(memory, job.traffic) if memory else None
@@ -117,6 +126,12 @@ def _warnings(job: Job, options: Options, machine: dict[str, Any]) -> list[str]:
         f"{cell.allocator.label}: {sentence}."
         for sentence in (job.memory or {}).get("warnings", ())
     ]
+    ignored = ((job.memory or {}).get("counters") or {}).get("ignored_record_streams")
+    if ignored:
+        warnings.append(
+            f"{cell.allocator.label}: {ignored:,} calls of record_stream went nowhere, because it "
+            "has no function for them: on several streams it is unsafe."
+        )
     if cell.as_if:
         warnings.append(
             f"As-if replay: {cell.device} traffic through an allocator for {cell.kind} memory; "

@@ -64,9 +64,9 @@ def fit_trace(
     choice = choose_allocators(allocators, "simulated", progress)
     specs = choice.specs
     for spec in specs:
-        if unfit_backend(spec, "simulated"):
+        if unfit_backend(spec, "simulated") or known_allocators()[spec.name]["needs_library"]:
             raise UsageError(
-                f"--allocator {spec.label}: it takes its memory from the system by itself, and "
+                f"--allocator {spec.label}: it may take its memory from the system by itself, and "
                 "fits are sought on the simulated device; leave it out"
             )
     kinds = {name: info["kind"] for name, info in known_allocators().items()}

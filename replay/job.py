@@ -87,6 +87,12 @@ class Job:
     broken: RunOutcome | None = None
 
     @property
+    def library(self) -> str | None:
+        """The user's own shared library, where that is the allocator."""
+        spec = self.cell.allocator
+        return spec.settings_by_key().get("library") if spec.name == self.allocator else None
+
+    @property
     def key(self) -> dict[str, Any]:
         return self.cell.key(self.traffic.fingerprint)
 

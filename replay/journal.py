@@ -120,7 +120,7 @@ def _index(at: str | int, replay: _engine.Replay, loaded: LoadedTrace, traffic: 
     if isinstance(at, str):
         found = replay.memory(1)
         if at == "peak":
-            return max(found["peaks"]["reserved"]["event"], 0)
+            return max(found["peaks"]["reserved"]["event"] or 0, 0)
         if found["oom"] is None:
             raise UsageError(
                 "--at oom: the replay does not run out of memory; give --at peak, or less memory "

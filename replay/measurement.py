@@ -11,6 +11,7 @@ import numpy as np
 from workbench.common.errors import RunError
 from workbench.replay.cell import Cell
 from workbench.replay.events import Traffic
+from workbench.replay.results import BOUNDS, SERIES
 from workbench.replay.statistics import bucket_edges, interval, intervals, spread
 
 STATES = ("cold", "steady")
@@ -23,6 +24,7 @@ RESERVED_MEANING = {
     "caching": "bytes of all segments taken from the device",
     "host-pinned": "all bytes pinned, in use or cached",
     "plan": "the arena and what is held beside it",
+    "pluggable": "what the library reports",
 }
 
 Tables = dict[str, dict[str, Any]]
@@ -45,7 +47,8 @@ def check_digests(
         for state, digest in run["digests"].items():
             if digest is None:
                 continue
-            if digests.setdefault(state, digest) != digest:
+            # A library of the user's is free to decide by addresses, or by the clock.
+            if digests.setdefault(state, digest) != digest and cell.latency_source != "library":
                 raise RunError(
                     f"{cell.allocator.label} on {cell.backend} with {cell.trace}: timed process "
                     f"{process} made other decisions in the {state} state than those before, so "
@@ -175,31 +178,22 @@ def spread_warnings(cell: Cell, throughput: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def memory_fields(
-    memory: Mapping[str, Any], blocks: Mapping[str, Any], cell: Cell, traffic: Traffic
-) -> dict[str, Any]:
-    """The field ``memory``; events are rows of the trace."""
-    active = reserved = 0
-    if blocks:
-        at_peak = np.array(blocks["moment"], dtype=object) == "peak"
-        in_use = np.array(blocks["state"], dtype=object) != "inactive"
-        active = int(np.asarray(blocks["size"])[at_peak & in_use].sum())
-        reserved = memory["peaks"]["reserved"]["bytes"]
-    elif memory["digest"] is None:  # of several threads: no blocks, and the same told another way
-        parts = memory["waterfall"]
-        active = sum(parts[name] for name in ("live_requested", "rounding", "pending"))
-        reserved = memory["peaks"]["reserved"]["bytes"]
+def memory_fields(memory: Mapping[str, Any], cell: Cell, traffic: Traffic) -> dict[str, Any]:
+    """The field ``memory``; events are rows of the trace, and what was not reported is null."""
+    active, reserved = memory["active_at_peak"], memory["peaks"]["reserved"]["bytes"]
+    waterfall = memory["waterfall"]
     return {
         "peaks": {
             name: {"bytes": peak["bytes"], **_moment(peak["event"], traffic)}
             for name, peak in memory["peaks"].items()
         },
         "finals": dict(memory["finals"]),
-        "waterfall": {
+        "waterfall": waterfall
+        and {
             "event": _moment(memory["peaks"]["reserved"]["event"], traffic)["event"],
-            **memory["waterfall"],
+            **waterfall,
         },
-        "unused_share": 1 - active / reserved if reserved else None,
+        "unused_share": 1 - active / reserved if reserved and active is not None else None,
         "reserved_meaning": RESERVED_MEANING.get(
             cell.allocator.name.removeprefix("torch-"), "not reported"
         ),
@@ -234,6 +228,8 @@ def _moment(index: int | None, traffic: Traffic) -> dict[str, int | None]:
 
 def memory_tables(arrays: Path, traffic: Traffic) -> Tables:
     """The columns of ``timeline.parquet`` and ``blocks.parquet`` from a worker's arrays."""
+    import pyarrow as pa
+
     with np.load(arrays) as file:
         found = {name: file[name] for name in file.files}
     timeline = {
@@ -245,11 +241,13 @@ def memory_tables(arrays: Path, traffic: Traffic) -> Tables:
     if len(timeline["event_first"]):
         first, last = timeline.pop("event_first"), timeline.pop("event_last")
         phases = traffic.phase[first].tolist()
+        series = [f"{name}_{bound}" for name in (*SERIES, "largest_free") for bound in BOUNDS]
+        not_reported = pa.nulls(len(first), pa.int64())
         tables["timeline"] = {
             "event_first": traffic.row[first],
             "event_last": traffic.row[last],
             "time_ns": traffic.time_ns[first],
-            **timeline,
+            **{name: timeline.get(name, not_reported) for name in series},
             "phase": [_text(traffic.phases, code) for code in phases],
             "step": traffic.step[first],
         }

@@ -24,10 +24,11 @@ FORMAT_VERSION = 1
 CELL_FILE = "cell.json"
 # Columns of the timeline that have a smallest and a largest value in each bucket.
 SERIES = ("requested", "live_requested", "allocated", "active", "reserved", "segments")
+BOUNDS = ("min", "max")
 TABLES: dict[str, tuple[str, ...]] = {
     "timeline": (
         *("event_first", "event_last", "time_ns", "phase", "step"),
-        *(f"{name}_{bound}" for name in SERIES for bound in ("min", "max")),
+        *(f"{name}_{bound}" for name in SERIES for bound in BOUNDS),
     ),
     "blocks": (
         *("moment", "segment", "segment_address", "segment_size", "stream", "pool", "offset"),
@@ -36,7 +37,10 @@ TABLES: dict[str, tuple[str, ...]] = {
     "latency": ("state", "kind", "cause", "bucket_low_ns", "bucket_high_ns", "count"),
 }
 TEXT_COLUMNS = ("phase", "moment", "pool", "state", "scope", "stack", "kind", "cause")
-STATUSES = ("ok", "out_of_memory", "plan_mismatch", "crashed", "timed_out", "unavailable")
+STATUSES = (
+    *("ok", "out_of_memory", "plan_mismatch", "library_fault", "crashed", "timed_out"),
+    "unavailable",
+)
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,8 @@ _TOTAL = {"count": _NUMBER, "total_ns": _NUMBER}
 _STATE = _Each(_CALLS, {"causes": _Each(_TOTAL)})
 _THREAD = {"alloc?": _CALLS, "free?": _CALLS, "lock_wait": _TOTAL}
 _COUNTED = ("requested", "live_requested", "allocated", "active", "reserved")
-_PEAK = {"bytes": int, "event": _Null(int), "time_ns": _Null(int)}
+# Null in these: the allocator does not report it.
+_PEAK = {"bytes": _Null(int), "event": _Null(int), "time_ns": _Null(int)}
 # The parts of reserved memory, in the order in which they are shown; they add up to it.
 WATERFALL = ("live_requested", "rounding", "pending", "stranded", "cached")
 # How a plan served its traffic: allocations by where they came from, mismatches, bytes.
@@ -126,11 +131,11 @@ _RESULT: dict[str, Any] = {
         "reason": _Null(str),
         "oom": _Null(
             {
-                **dict.fromkeys(("event", "time_ns", "requested", "largest_free"), int),
-                **dict.fromkeys(("allocated", "reserved", "active", "live_requested"), int),
+                **dict.fromkeys(("event", "time_ns", "requested", "live_requested"), int),
+                **dict.fromkeys(("allocated", "reserved", "active", "largest_free"), _Null(int)),
                 "device_free": _Null(int),
                 "count?": int,
-                "waterfall?": dict.fromkeys(WATERFALL, int),
+                "waterfall?": _Null(dict.fromkeys(WATERFALL, int)),
             }
         ),
         "mismatch?": _Null(
@@ -158,12 +163,12 @@ _RESULT: dict[str, Any] = {
     "memory": _Null(
         {
             "peaks": dict.fromkeys(_COUNTED, _PEAK),
-            "finals": dict.fromkeys(_COUNTED, int),
-            "waterfall?": {"event": _Null(int), **dict.fromkeys(WATERFALL, int)},
+            "finals": dict.fromkeys(_COUNTED, _Null(int)),
+            "waterfall?": _Null({"event": _Null(int), **dict.fromkeys(WATERFALL, int)}),
             "unused_share": _Null(_NUMBER),
             "reserved_meaning": str,
-            "driver_calls": _Each(int, {"alloc": int, "free": int}),
-            "counters": _Each(int),
+            "driver_calls": _Each(_Null(int), {"alloc": _Null(int), "free": _Null(int)}),
+            "counters": _Each(_Null(int)),
             "torch_statistics?": _Each(int),
             "rss_growth_bytes": _Null(int),
             "minor_faults": _Null(int),
@@ -402,6 +407,9 @@ def _is_column(name: str, column: Any) -> bool:
     from pyarrow import types
 
     kind = column.type
+    not_reported = column.null_count == len(column)
+    if not_reported and name.rpartition("_")[0] in SERIES and types.is_integer(kind):
+        return True
     if name in TEXT_COLUMNS:
         if types.is_dictionary(kind):
             kind = kind.value_type

@@ -20,6 +20,9 @@ from workbench.replay.processes import run_worker, scratch_folder
 from workbench.replay.result_writer import prepare_output, write_result
 from workbench.replay.results import CellResult
 
+# How a cell ends that has no numbers to compare, or none that can be trusted.
+FAILED = ("crashed", "timed_out", "library_fault", "unavailable")
+
 
 @dataclass
 class Session:
@@ -81,7 +84,7 @@ def replay_traces(
             # A known defect of a reference is no failure of a comparison that came with it unasked;
             # nor is what only the replay could find out, that the system does not let it run.
             asked = spec in choice.named or (reference_of(spec) is None and status != "unavailable")
-            if asked and status in ("crashed", "timed_out", "unavailable"):
+            if asked and status in FAILED:
                 session.failed.append(job.folder.name)
     return session
 
@@ -118,21 +121,31 @@ def _run(jobs: Sequence[Job], options: Options, scratch: Path, progress: Progres
 
 def _run_once(job: Job, options: Options, scratch: Path, *, memory: bool) -> None:
     folder = Path(tempfile.mkdtemp(prefix="run-", dir=scratch))
+    replay = {
+        "allocator": job.allocator,
+        "settings": job.settings,
+        "backend": job.cell.backend,
+        "capacity": job.cell.capacity.bytes,
+        "completion": job.cell.completion,
+        "after_oom": job.cell.after_oom,
+        "order": job.cell.order,
+    }
     task = {
         "events": str(job.events),
         "slot_count": job.traffic.slot_count,
-        "replay": {
-            "allocator": job.allocator,
-            "settings": job.settings,
-            "backend": job.cell.backend,
-            "capacity": job.cell.capacity.bytes,
-            "completion": job.cell.completion,
-            "after_oom": job.cell.after_oom,
-            "order": job.cell.order,
-        },
+        "replay": replay,
         "memory": memory,
         "plan": job.plan and str(job.plan.file),
+        "library": job.library,
     }
+    if memory and job.library is not None:
+        # Before anything is measured, and in a process of its own: what it takes would be counted.
+        checked = Path(tempfile.mkdtemp(prefix="check-", dir=scratch))
+        checks = {**task, "check": True, "replay": {**replay, "order": "global"}}
+        outcome = run_worker(checks, checked, options.timeout, options.worker_command)
+        if outcome.result is None:
+            job.broken = outcome
+            return
     started = time.monotonic()
     outcome = run_worker(task, folder, options.timeout, options.worker_command)
     if outcome.result is None:

@@ -45,6 +45,7 @@ def _row(info: Mapping[str, Any]) -> dict[str, Any]:
     memory = info["memory"] or {}
     peaks = memory.get("peaks", {})
     calls = memory.get("driver_calls", {})
+    waterfall = memory.get("waterfall") or {}
     row: dict[str, Any] = {
         "cell": info["name"],
         "trace": info["trace"]["path"],
@@ -58,9 +59,12 @@ def _row(info: Mapping[str, Any]) -> dict[str, Any]:
             for name in ("requested", "allocated", "reserved")
         },
         "unused_share": memory.get("unused_share"),
-        "rounding_share": _rounding_share(memory.get("waterfall", {})),
-        **{f"waterfall_{part}_bytes": memory.get("waterfall", {}).get(part) for part in WATERFALL},
-        "device_calls": sum(calls.get(name, 0) for name in DEVICE_CALLS) if calls else None,
+        "rounding_share": _rounding_share(waterfall),
+        **{f"waterfall_{part}_bytes": waterfall.get(part) for part in WATERFALL},
+        "resident_growth_bytes": memory.get("rss_growth_bytes"),
+        "device_calls": None
+        if calls.get("alloc") is None
+        else sum(calls.get(name) or 0 for name in DEVICE_CALLS),
         "latency_source": info["allocator"]["latency_source"],
     }
     states = (info["latency"] or {}).get("states", {})
@@ -89,8 +93,18 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
 
 
-def _bytes(value: int | None) -> str:
-    return "-" if value is None else format_bytes(value)
+def _bytes(value: int | None, otherwise: str = "-") -> str:
+    return otherwise if value is None else format_bytes(value)
+
+
+def _otherwise(row: Mapping[str, Any]) -> str:
+    """What stands for a number that is not there: not told by the allocator, or not measured."""
+    return "-" if row["peak_requested_bytes"] is None else "not reported"
+
+
+def _grows_unreported(row: Mapping[str, Any]) -> bool:
+    """Whether only the growth of the process says what the allocator holds."""
+    return row["peak_reserved_bytes"] is None and row["resident_growth_bytes"] is not None
 
 
 def _name(row: Mapping[str, Any], several_traces: bool) -> str:
@@ -109,19 +123,23 @@ def memory_table(cells: Sequence[Mapping[str, Any]]) -> Table:
     for title in ("peak requested", "peak allocated", "peak reserved", "unused", "rounding"):
         table.add_column(title, justify="right")
     table.add_column("device calls", justify="right")
+    growth = any(_grows_unreported(row) for row in cells)
+    if growth:
+        table.add_column("resident growth", justify="right")
     table.add_column("outcome", overflow="fold")
     several = len({row["trace"] for row in cells}) > 1
     for row in cells:
-        calls = row["device_calls"]
+        calls, unknown = row["device_calls"], _otherwise(row)
         table.add_row(
             _name(row, several),
             row["backend"],
             _bytes(row["peak_requested_bytes"]),
-            _bytes(row["peak_allocated_bytes"]),
-            _bytes(row["peak_reserved_bytes"]),
+            _bytes(row["peak_allocated_bytes"], unknown),
+            _bytes(row["peak_reserved_bytes"], unknown),
             _share(row["unused_share"]),
             _share(row["rounding_share"]),
-            "-" if calls is None else f"{calls:,}",
+            unknown if calls is None else f"{calls:,}",
+            *([_bytes(row["resident_growth_bytes"])] if growth else []),
             row["outcome"].replace("_", " "),
         )
     return table
@@ -140,8 +158,8 @@ def waterfall_table(cells: Sequence[Mapping[str, Any]]) -> Table:
     for row in cells:
         table.add_row(
             _name(row, several),
-            _bytes(row["peak_reserved_bytes"]),
-            *(_bytes(row[f"waterfall_{part}_bytes"]) for part in WATERFALL),
+            _bytes(row["peak_reserved_bytes"], _otherwise(row)),
+            *(_bytes(row[f"waterfall_{part}_bytes"], _otherwise(row)) for part in WATERFALL),
         )
     return table
 
@@ -261,6 +279,11 @@ def notes(results: Sequence[CellResult], left_out: Iterable[tuple[str, str]] = (
             found[
                 f"Backend {info['backend']['name']} is a model: addresses without memory, and "
                 "driver calls that take no time."
+            ] = None
+        if _grows_unreported(_row(info)):
+            found[
+                "Resident growth is measured from outside, where an allocator does not report what "
+                "it holds: by how much the process grew in the memory pass, with every block used."
             ] = None
         source = info["allocator"]["latency_source"]
         if info["latency"]:

@@ -218,7 +218,7 @@ def replayed_snapshot(
     elif request is not None:
         index = int(np.searchsorted(traffic.row, request.row))
     else:
-        index = max(found["peaks"]["reserved"]["event"], 0)
+        index = max(found["peaks"]["reserved"]["event"] or 0, 0)
     blocks = replay.memory(1, blocks_at=index)["blocks"]
     if blocks is None:
         raise RunError(f"{loaded.path}: its replay did not come to event {index}; report this")

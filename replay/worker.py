@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.replay import _engine
+from workbench.replay import _engine, last_words
 from workbench.replay.statistics import histogram, summary_of_calls
 
 STATES = ("cold", "steady")
@@ -201,13 +201,20 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
     Args:
         task: ``events`` (folder), ``slot_count``, ``replay`` (arguments of the engine's Replay),
             ``plan`` (file, where the allocator runs one: every process the same),
-            ``memory`` (whether to make the memory pass or the timed ones), ``output`` (folder).
+            ``memory`` (whether to make the memory pass or the timed ones), ``output`` (folder);
+            ``library`` (of the user's; what it does is kept in the file of last words), ``check``
+            (instead of measuring, only see what memory it hands out).
             The memory pass has a process of its own: what timed passes leave in the heap would
             hide the growth of resident memory, and what it leaves would warm their cold state.
     """
+    if task.get("library"):
+        _engine.keep_last_words(str(Path(task["output"]) / last_words.FILE))
     events, columns = load_events(Path(task["events"]), task["slot_count"])
     plan = load_plan(Path(task["plan"])) if task.get("plan") else None
     replay = _engine.Replay(events, **task["replay"], plan=plan)
+    if task.get("check"):
+        replay.memory(1, ranges=True, verify=replay.has_memory)
+        return {}
     if task["memory"]:
         idle = _throughput(_engine.Replay(events, "null", backend="simulated"), "cold")
         memory = _memory(replay, Path(task["output"]))
@@ -223,7 +230,10 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
         if whole is not None and replay.threads == 1:
             result["throughput"][state] = whole
     for state in STATES:
-        measured = result["throughput"].get(state) or _throughput(replay, state)
+        measured = result["throughput"].get(state)
+        # What is left in the process from the passes before would warm a cold state.
+        if measured is None and (state != "cold" or replay.starts_afresh):
+            measured = _throughput(replay, state)
         if measured is not None:
             result["throughput"][state] = measured
     return result
@@ -238,8 +248,10 @@ def main() -> None:
         result = run(task)
     except _engine.UnavailableError as error:
         result = {"unavailable": str(error)}
-    except (ValueError, RuntimeError, MemoryError) as error:
+    except (ValueError, RuntimeError, SystemError, MemoryError) as error:
         result = {"error": f"{type(error).__name__}: {error}"}
+        if task.get("library") and not isinstance(error, ValueError):
+            result["library_fault"] = str(error)
     part = folder / f"result.{os.getpid()}.part"
     part.write_text(json.dumps(result), encoding="utf-8")
     part.replace(folder / "result.json")

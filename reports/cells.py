@@ -124,7 +124,9 @@ class Cell:
         """Memory taken from and given back to the device; None where it was not counted."""
         calls = (self.info.get("memory") or {}).get("driver_calls")
         names = ("alloc", "free", "map", "unmap")
-        return sum(calls.get(name, 0) for name in names) if calls else None
+        if not calls or calls["alloc"] is None:
+            return None
+        return sum(calls.get(name) or 0 for name in names)
 
     @property
     def latency_source(self) -> str | None:

@@ -18,6 +18,7 @@ _SOURCE_MEANING = {
     "ours": "latency of the workbench's own implementation, not of PyTorch's",
     "reference": "latency of PyTorch's own code",
     "hardware": "latency of the hardware",
+    "library": "latency of the library's own code",
     "not priced": "calls of the driver take no time in this model",
 }
 _QUANTILES = (("p50_ns", "p50"), ("p99_ns", "p99"), ("max_ns", "max"))
@@ -109,7 +110,7 @@ def _memory_row(cell: Cell) -> str:
     numbers = (
         formats.size(cell.peak("live_requested")),
         formats.size(cell.peak("allocated")),
-        f"<strong>{formats.size(reserved)}</strong>",
+        f"<strong>{formats.size(reserved)}</strong>{_growth(cell)}",
         formats.above(reserved, cell.live_peak),
         formats.share(memory.get("unused_share")) if memory else "",
         formats.count(cell.driver_calls) if memory else "",
@@ -117,6 +118,14 @@ def _memory_row(cell: Cell) -> str:
     ended = _ended(cell)
     below = f'<tr class="ended"><td colspan="{1 + len(numbers)}"><div>{ended}</div></td></tr>'
     return _row(cell, badges(cell), numbers) + (below if ended else "")
+
+
+def _growth(cell: Cell) -> str:
+    """Where the allocator does not tell what it holds: by how much the process grew."""
+    grown = (cell.info.get("memory") or {}).get("rss_growth_bytes")
+    if cell.peak("reserved") is not None or grown is None:
+        return ""
+    return f'<span class="spread">resident growth {formats.size(grown)}, from outside</span>'
 
 
 def _time_row(cell: Cell, state: str) -> str:

@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from workbench.api import fit, import_file, mark_step, record, replay, tune, why
+    from workbench.api import fit, import_file, include_folder, mark_step, record, replay, tune, why
     from workbench.common.errors import WorkbenchError
 
 
@@ -23,6 +23,7 @@ _HOME = {
     "WorkbenchError": "workbench.common.errors",
     "fit": "workbench.api",
     "import_file": "workbench.api",
+    "include_folder": "workbench.api",
     "mark_step": "workbench.api",
     "record": "workbench.api",
     "replay": "workbench.api",
@@ -41,6 +42,7 @@ __all__ = [
     "__version__",
     "fit",
     "import_file",
+    "include_folder",
     "mark_step",
     "record",
     "replay",

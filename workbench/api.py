@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from workbench.replay.tuning import Tuning
     from workbench.replay.why import Why
 
-__all__ = ["fit", "import_file", "mark_step", "record", "replay", "tune", "why"]
+__all__ = ["fit", "import_file", "include_folder", "mark_step", "record", "replay", "tune", "why"]
 
 
 @contextlib.contextmanager
@@ -70,6 +70,13 @@ def record(
         started.stop()
         convert_spool(spool.folder, options.output, main_process=os.getpid(), ended=None)
         spool.remove()
+
+
+def include_folder() -> str:
+    """The folder of ``workbench_allocator.h``, for a C compiler's ``-I``."""
+    from importlib.resources import files
+
+    return str(files("workbench.replay") / "include")
 
 
 def mark_step(step: int | None = None) -> None:

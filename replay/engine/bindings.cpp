@@ -11,6 +11,7 @@
 #include "bindings_columns.h"
 #include "bindings_events.h"
 #include "core/clock.h"
+#include "core/last_words.h"
 #include "planners/planner.h"
 #include "replayer/replay.h"
 
@@ -72,18 +73,49 @@ nb::dict waterfall_dict(const Waterfall& waterfall) {
   return parts;
 }
 
-nb::object oom_dict(const std::optional<OutOfMemory>& oom) {
+// A number that the allocator tells, or None.
+nb::object told(bool is_reported, std::int64_t value) {
+  return is_reported ? nb::object(nb::int_(value)) : nb::none();
+}
+
+// Whether the parts of reserved memory are known.
+bool tells_waterfall(const Reported& reported) {
+  return reported.allocated && reported.active && reported.reserved && reported.stranded;
+}
+
+// Whether a column of the timeline is.
+bool tells(const Reported& reported, std::size_t column) {
+  switch (column) {
+    case Sample::kRequested:
+      return reported.requested;
+    case Sample::kAllocated:
+      return reported.allocated;
+    case Sample::kActive:
+      return reported.active;
+    case Sample::kReserved:
+      return reported.reserved;
+    case Sample::kSegments:
+      return reported.segments;
+    case Sample::kLargestFree:
+      return reported.largest_free;
+    default:  // live requested bytes are the program's
+      return true;
+  }
+}
+
+nb::object oom_dict(const std::optional<OutOfMemory>& oom, const Reported& reported) {
   if (!oom) return nb::none();
   nb::dict result;
   result["event"] = oom->event;
   result["requested"] = oom->requested;
-  result["allocated"] = oom->allocated;
-  result["reserved"] = oom->reserved;
-  result["active"] = oom->active;
+  result["allocated"] = told(reported.allocated, oom->allocated);
+  result["reserved"] = told(reported.reserved, oom->reserved);
+  result["active"] = told(reported.active, oom->active);
   result["live_requested"] = oom->live_requested;
-  result["largest_free"] = oom->largest_free;
+  result["largest_free"] = told(reported.largest_free, oom->largest_free);
   result["device_free"] = capacity_or_none(oom->device_free);
-  result["waterfall"] = waterfall_dict(oom->waterfall);
+  result["waterfall"] =
+      tells_waterfall(reported) ? nb::object(waterfall_dict(oom->waterfall)) : nb::none();
   return result;
 }
 
@@ -112,11 +144,12 @@ nb::object plan_dict(const std::optional<PlanStatistics>& plan) {
   return result;
 }
 
-nb::dict bucket_columns(const std::vector<Bucket>& buckets) {
+nb::dict bucket_columns(const std::vector<Bucket>& buckets, const Reported& reported) {
   nb::dict timeline;
   timeline["event_first"] = numpy_of(buckets, [](const Bucket& b) { return b.first_event; });
   timeline["event_last"] = numpy_of(buckets, [](const Bucket& b) { return b.last_event; });
   for (std::size_t column = 0; column < Sample::kNames.size(); ++column) {
+    if (!tells(reported, column)) continue;
     const std::string name = Sample::kNames[column];
     timeline[(name + "_min").c_str()] =
         numpy_of(buckets, [column](const Bucket& b) { return b.lowest.values[column]; });
@@ -215,38 +248,43 @@ nb::dict journal_dict(const std::vector<JournalEntry>& entries) {
 }
 
 nb::dict memory_dict(const MemoryResult& result, bool full, bool has_memory) {
+  const Reported& reported = result.reported;
   nb::dict peaks;
   nb::dict finals;
   for (std::size_t column = 0; column < Sample::kPeakColumns; ++column) {
     nb::dict peak;
-    peak["bytes"] = result.peaks[column];
-    peak["event"] = result.peak_events[column];
+    const bool is_told = tells(reported, column);
+    peak["bytes"] = told(is_told, result.peaks[column]);
+    peak["event"] = told(is_told, result.peak_events[column]);
     peaks[Sample::kNames[column]] = peak;
-    finals[Sample::kNames[column]] = result.finals.values[column];
+    finals[Sample::kNames[column]] = told(is_told, result.finals.values[column]);
   }
   nb::dict calls;
-  calls["alloc"] = result.driver_calls.alloc;
-  calls["refused"] = result.driver_calls.refused;
-  calls["free"] = result.driver_calls.free;
-  calls["map"] = result.driver_calls.map;
-  calls["unmap"] = result.driver_calls.unmap;
-  calls["event_record"] = result.driver_calls.event_record;
-  calls["event_wait"] = result.driver_calls.event_wait;
+  calls["alloc"] = told(reported.device_calls, result.driver_calls.alloc);
+  calls["refused"] = told(reported.device_calls, result.driver_calls.refused);
+  calls["free"] = told(reported.device_calls, result.driver_calls.free);
+  calls["map"] = told(reported.device_calls, result.driver_calls.map);
+  calls["unmap"] = told(reported.device_calls, result.driver_calls.unmap);
+  calls["event_record"] = told(reported.device_calls, result.driver_calls.event_record);
+  calls["event_wait"] = told(reported.device_calls, result.driver_calls.event_wait);
   nb::dict counters;
-  counters["retries"] = result.statistics.retries;
+  counters["retries"] = told(reported.retries, result.statistics.retries);
   counters["ooms"] = result.statistics.ooms;
-  counters["hits"] = result.statistics.hits;
-  counters["misses"] = result.statistics.misses;
-  counters["device_allocs"] = result.statistics.device_allocs;
-  counters["device_frees"] = result.statistics.device_frees;
+  counters["hits"] = told(reported.hits, result.statistics.hits);
+  counters["misses"] = told(reported.misses, result.statistics.misses);
+  counters["device_allocs"] = told(reported.device_calls, result.statistics.device_allocs);
+  counters["device_frees"] = told(reported.device_calls, result.statistics.device_frees);
+  if (result.statistics.ignored_record_streams > 0) {
+    counters["ignored_record_streams"] = result.statistics.ignored_record_streams;
+  }
 
   nb::dict answer;
   answer["outcome"] = outcome(result.oom.has_value(), result.mismatch.has_value());
-  answer["oom"] = oom_dict(result.oom);
+  answer["oom"] = oom_dict(result.oom, reported);
   answer["ooms"] = result.ooms;
   answer["mismatch"] = mismatch_dict(result.mismatch);
   answer["plan"] = plan_dict(result.plan);
-  answer["timeline"] = full ? full_columns(result.rows) : bucket_columns(result.timeline);
+  answer["timeline"] = full ? full_columns(result.rows) : bucket_columns(result.timeline, reported);
   answer["peaks"] = peaks;
   answer["finals"] = finals;
   answer["driver_calls"] = calls;
@@ -254,7 +292,9 @@ nb::dict memory_dict(const MemoryResult& result, bool full, bool has_memory) {
   nb::dict torch_statistics;
   for (const auto& [name, value] : result.torch_statistics) torch_statistics[name.c_str()] = value;
   answer["torch_statistics"] = torch_statistics;
-  answer["waterfall"] = waterfall_dict(result.waterfall);
+  answer["waterfall"] =
+      tells_waterfall(reported) ? nb::object(waterfall_dict(result.waterfall)) : nb::none();
+  answer["active_at_peak"] = told(reported.active && reported.reserved, result.active_at_peak);
   answer["digest"] = digest_or_none(result.digest);
   answer["blocks"] = blocks_dict(result.blocks);
   if (has_memory) {
@@ -285,8 +325,8 @@ class PyReplay {
   }
 
   nb::dict memory(std::size_t buckets, bool full, std::optional<std::size_t> blocks_at, bool verify,
-                  bool journal, nb::object progress) const {
-    const MemoryOptions options = {buckets, full, blocks_at, verify, journal};
+                  bool journal, bool ranges, nb::object progress) const {
+    const MemoryOptions options = {buckets, full, blocks_at, verify, ranges, journal};
     const Checkpoint checkpoint = make_checkpoint(replay_.events().count(), progress);
     MemoryResult result;
     {
@@ -338,6 +378,8 @@ class PyReplay {
   }
 
   std::vector<std::string> warnings() const { return replay_.warnings(); }
+  bool has_memory() const { return replay_.backend_has_memory(); }
+  bool starts_afresh() const { return replay_.starts_afresh(); }
   std::shared_ptr<const Plan> plan() const { return replay_.plan(); }
   std::size_t threads() const { return replay_.threads(); }
 
@@ -415,6 +457,7 @@ NB_MODULE(_engine, m) {
   m.attr("JOURNAL_ACTIONS") = actions;
   m.def("allocators", &list_allocators);
   m.def("backends", &list_backends);
+  m.def("keep_last_words", &LastWords::keep_in, "path"_a);
   m.def("check_settings", &check_settings, "allocator"_a, "settings"_a);
   m.def("assign_slots", &py_assign_slots, "op"_a, "id"_a);
 
@@ -437,10 +480,12 @@ NB_MODULE(_engine, m) {
            "capacity"_a = nb::none(), "completion"_a = "recorded", "after_oom"_a = "stop",
            "order"_a = "global", "plan"_a = nb::none(), nb::keep_alive<1, 2>())
       .def_prop_ro("warnings", &PyReplay::warnings)
+      .def_prop_ro("has_memory", &PyReplay::has_memory)
+      .def_prop_ro("starts_afresh", &PyReplay::starts_afresh)
       .def_prop_ro("plan", &PyReplay::plan)
       .def_prop_ro("threads", &PyReplay::threads)
       .def("memory", &PyReplay::memory, "buckets"_a = 20000, "full"_a = false,
-           "blocks_at"_a = nb::none(), "verify"_a = false, "journal"_a = false,
+           "blocks_at"_a = nb::none(), "verify"_a = false, "journal"_a = false, "ranges"_a = false,
            "progress"_a = nb::none())
       .def("timed", &PyReplay::timed, "state"_a = "cold", "digest"_a = true)
       .def("throughput", &PyReplay::throughput, "state"_a = "cold", "repeat"_a = 1);

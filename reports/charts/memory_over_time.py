@@ -15,6 +15,8 @@ from workbench.reports.points import POINTS_PER_PAGE, Floats, envelope
 TITLE = "Memory over time (MiB)"
 ORDER = 20
 
+# The lines of a cell and their widths; the last one is the thickest.
+_WIDTHS = (("allocated", 1.0), ("reserved", 2.5))
 _MIB = 2**20
 _GREY = "#808790"
 
@@ -88,6 +90,11 @@ def figure(cells: Sequence[Cell]) -> Drawing:
     )
 
 
+def _is_reported(cell: Cell, name: str) -> bool:
+    """Whether the cell's allocator told this number; it did in every bucket, or in none."""
+    return not bool(cell.timeline[f"{name}_max"].isna().all())
+
+
 def _line(cell: Cell, name: str, most: int) -> tuple[Floats, Floats]:
     frame = cell.timeline
     seconds, values = envelope(
@@ -119,7 +126,8 @@ def _live(members: Sequence[Cell], most: int) -> dict[str, Any]:
 
 def _lines(cell: Cell, most: int) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
-    for name, width in (("allocated", 1.0), ("reserved", 2.5)):
+    told = [(name, width) for name, width in _WIDTHS if _is_reported(cell, name)]
+    for name, width in told:
         seconds, values = _line(cell, name, most)
         lines.append(
             {
@@ -127,7 +135,7 @@ def _lines(cell: Cell, most: int) -> list[dict[str, Any]]:
                 "mode": "lines",
                 "name": cell.chart_label,
                 "legendgroup": cell.chart_label,
-                "showlegend": name == "reserved",
+                "showlegend": name == told[-1][0],
                 "x": seconds,
                 "y": values,
                 "line": {
@@ -156,7 +164,7 @@ def _out_of_memory(cell: Cell, oom: dict[str, Any]) -> dict[str, Any]:
         "name": "out of memory",
         "legendgroup": "out of memory",
         "x": [float(frame["time_ns"].iloc[bucket]) / 1e9],
-        "y": [max(oom["reserved"], 0) / _MIB],
+        "y": [max(oom["live_requested"] if oom["reserved"] is None else oom["reserved"], 0) / _MIB],
         "cliponaxis": False,
         "marker": {"symbol": "x", "size": 12, "color": cell.colour, "line": {"width": 1}},
         "hovertemplate": f"{cell.chart_label}<br>out of memory at event {oom['event']:,}<br>"
@@ -169,7 +177,9 @@ def _words(groups: dict[str, list[Cell]]) -> str:
     for trace, members in groups.items():
         seconds = max(float(cell.timeline["time_ns"].max()) for cell in members) / 1e9
         ends = [
-            f"{cell.label} ends with {formats.size(_final(cell))} reserved"
+            f"{cell.label} does not report what it holds"
+            if cell.status == "ok" and _final(cell) is None
+            else f"{cell.label} ends with {formats.size(_final(cell))} reserved"
             if cell.status == "ok"
             else f"{cell.label} ends early: {cell.status.replace('_', ' ')}"
             for cell in members

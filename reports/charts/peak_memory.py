@@ -187,9 +187,7 @@ def _words(groups: dict[str, list[Cell]]) -> str:
     sentences = []
     for trace, members in groups.items():
         told = [
-            f"{' '.join([cell.label, *(f'({mark})' for mark in cell.marks)])} reserves "
-            f"{formats.size(cell.peak('reserved'))} and allocates "
-            f"{formats.size(cell.peak('allocated'))}"
+            f"{' '.join([cell.label, *(f'({mark})' for mark in cell.marks)])} {_holds(cell)}"
             + ("" if cell.status == "ok" else f" before it ends: {cell.status.replace('_', ' ')}")
             for cell in members
         ]
@@ -198,3 +196,12 @@ def _words(groups: dict[str, list[Cell]]) -> str:
             f"{'; '.join(told)}."
         )
     return " ".join(sentences)
+
+
+def _holds(cell: Cell) -> str:
+    if cell.peak("reserved") is None:
+        return "does not report what it reserves"
+    return (
+        f"reserves {formats.size(cell.peak('reserved'))} and allocates "
+        f"{formats.size(cell.peak('allocated'))}"
+    )

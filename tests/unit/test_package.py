@@ -26,7 +26,8 @@ def wb(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProce
 
 
 def test_the_public_names_are_these() -> None:
-    functions = ["fit", "import_file", "mark_step", "record", "replay", "tune", "why"]
+    functions = ["fit", "import_file", "include_folder"]
+    functions += ["mark_step", "record", "replay", "tune", "why"]
     assert workbench.__all__ == ["WorkbenchError", "__version__", *functions]
     for name in workbench.__all__:
         assert getattr(workbench, name) is not None

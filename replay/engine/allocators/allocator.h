@@ -113,8 +113,14 @@ class Allocator {
   virtual Bytes largest_free() const = 0;
 
   virtual Statistics statistics() const { return statistics_; }
-  // Which of these it tells; the same all its life.
+  // Which of these it tells.
   virtual Reported reported() const { return {}; }
+  // What the address of a block of `size` bytes must be a multiple of.
+  virtual Bytes alignment(Bytes /*size*/) const {
+    return backend_.is_device() ? kDeviceAlignment : kHostAlignment;
+  }
+  // Whether a new allocator starts without what the last one in this process kept.
+  virtual bool starts_afresh() const { return true; }
   // The dictionary of torch.cuda.memory_stats; empty where PyTorch's original keeps none.
   virtual std::vector<std::pair<std::string, std::int64_t>> torch_statistics() const { return {}; }
   // One sentence each about settings that do nothing or are known to hurt.

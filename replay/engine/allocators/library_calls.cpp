@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "core/errors.h"
+#include "core/last_words.h"
 #include "core/lifetimes.h"
 
 namespace workbench {
@@ -83,6 +84,7 @@ TorchCalls::TorchCalls(SharedLibrary library, Backend&, const Settings& settings
     named(key, "", unused);
     if (unused != nullptr) warnings_.push_back(std::string(key) + " is never called in a replay");
   }
+  LastWords::say("create");
   if (init != nullptr) init(1);
 }
 
@@ -94,6 +96,7 @@ WorkbenchCalls::WorkbenchCalls(SharedLibrary library, Backend& backend, const Se
     : library_(std::move(library)), backend_(backend), events_lock_(backend.several_threads()) {
   const wb_interface* (*entry)(std::uint32_t) = nullptr;
   must_find(library_, "workbench_allocator", "export it as workbench_allocator.h says", entry);
+  LastWords::say("create");
   const wb_interface* const theirs = entry(WB_VERSION);
   if (theirs == nullptr) {
     throw LibraryFaultError("library " + path() + " knows no interface of version " +
@@ -154,7 +157,21 @@ WorkbenchCalls::WorkbenchCalls(SharedLibrary library, Backend& backend, const Se
   }
 }
 
-WorkbenchCalls::~WorkbenchCalls() { functions_.destroy(allocator_); }
+WorkbenchCalls::~WorkbenchCalls() {
+  LastWords::say("destroy");
+  try {
+    functions_.destroy(allocator_);
+  } catch (...) {
+    // What it has to say must not end the process.
+  }
+}
+
+Reported WorkbenchCalls::reported() const {
+  Reported told = reported_;
+  // A library that takes its memory elsewhere has calls that are not seen here.
+  told.device_calls = took_;
+  return told;
+}
 
 wb_statistics WorkbenchCalls::ask() const {
   constexpr std::int64_t kUntold = WB_NOT_REPORTED;
@@ -203,6 +220,7 @@ void WorkbenchCalls::prepare(const Events& events) {
       .thread = threads.data(),
   };
   std::array<char, 1024> error{};
+  LastWords::say("prepare");
   if (functions_.prepare(allocator_, &told, error.data(), error.size()) != 0) {
     error.back() = 0;
     throw LibraryFaultError("library " + path() + " cannot serve these events: " +
@@ -236,6 +254,7 @@ void* WorkbenchCalls::take_memory(std::uint64_t bytes, Memory memory) {
   if (bytes == 0 || bytes > static_cast<std::uint64_t>(std::numeric_limits<Bytes>::max())) {
     return nullptr;
   }
+  took_.store(true, std::memory_order_relaxed);
   return reinterpret_cast<void*>(backend_.allocate(static_cast<Bytes>(bytes), memory));
 }
 

@@ -1,5 +1,7 @@
 // The three sets of functions a library of the user's may have, each behind the same few calls.
-// Nothing is checked here: that is the memory pass's.
+// Nothing is checked here: that is the memory pass's. `kPassesNothingOn`: whether requests for 0
+// bytes are the library's too. `kStartsAfresh`: whether there can be several allocators in a
+// process.
 #pragma once
 
 #include <sys/types.h>
@@ -21,7 +23,6 @@
 
 namespace workbench {
 
-// Includes `requested`, which is always known.
 struct LibraryStatistics {
   Statistics values;
   Bytes largest_free = 0;
@@ -45,7 +46,8 @@ class MallocCalls {
   void prepare(const Events&) {}
   void program_begins() {}
   void program_ends() {}
-  bool passes_nothing_on() const { return false; }
+  static constexpr bool kPassesNothingOn = false;
+  static constexpr bool kStartsAfresh = false;
   Bytes alignment(Bytes size) const;
   Reported reported() const;
   LibraryStatistics statistics() { return {}; }
@@ -86,8 +88,8 @@ class TorchCalls {
   void prepare(const Events&) {}
   void program_begins() {}
   void program_ends() {}
-  // Whether requests for 0 bytes are the library's too.
-  bool passes_nothing_on() const { return true; }
+  static constexpr bool kPassesNothingOn = true;
+  static constexpr bool kStartsAfresh = false;
   Bytes alignment(Bytes size) const;
   Reported reported() const;
   LibraryStatistics statistics() { return {}; }
@@ -144,9 +146,10 @@ class WorkbenchCalls {
   void program_ends() {
     if (functions_.program_ends != nullptr) functions_.program_ends(allocator_);
   }
-  bool passes_nothing_on() const { return false; }
+  static constexpr bool kPassesNothingOn = false;
+  static constexpr bool kStartsAfresh = true;
   Bytes alignment(Bytes) const { return host_.is_device != 0 ? kDeviceAlignment : kHostAlignment; }
-  const Reported& reported() const { return reported_; }
+  Reported reported() const;
   LibraryStatistics statistics();
   std::vector<std::string> warnings() const { return {}; }
   const std::string& path() const { return library_.path(); }
@@ -174,6 +177,7 @@ class WorkbenchCalls {
   wb_interface functions_{};
   void* allocator_ = nullptr;
   Reported reported_;
+  std::atomic<bool> took_ = false;  // memory from the workbench
   Lock events_lock_;
   std::string unavailable_;
   std::deque<CudaEvent> events_;  // by number; without those at its front that have completed

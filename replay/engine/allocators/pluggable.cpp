@@ -31,7 +31,7 @@ class Pluggable final : public Replayed<Pluggable<Calls>> {
   }
 
   Allocation allocate(Bytes size, StreamId stream, ThreadId thread) override {
-    if (size == 0 && !calls_.passes_nothing_on()) return Allocation::nothing();
+    if (size == 0 && !Calls::kPassesNothingOn) return Allocation::nothing();
     void* const memory = calls_.allocate(size, stream, thread);
     Allocator::cause_ = Cause::kServedFromCache;
     if (memory == nullptr) [[unlikely]] {
@@ -94,10 +94,14 @@ class Pluggable final : public Replayed<Pluggable<Calls>> {
       told.n_alloc += shard->live;
     }
     told.ooms = ooms_;
+    told.device_allocs = this->backend_.driver_calls().alloc;
+    told.device_frees = this->backend_.driver_calls().free;
     told.ignored_record_streams = calls_.ignored_record_streams;
     return told;
   }
   Reported reported() const override { return calls_.reported(); }
+  Bytes alignment(Bytes size) const override { return calls_.alignment(size); }
+  bool starts_afresh() const override { return Calls::kStartsAfresh; }
   std::vector<std::string> warnings() const override { return calls_.warnings(); }
 
   void prepare(const Events& events) override { calls_.prepare(events); }

@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "core/errors.h"
+#include "core/last_words.h"
 
 namespace workbench {
 namespace {
@@ -59,6 +60,7 @@ std::string reason_of(const std::string& path, std::string_view said) {
 SharedLibrary::SharedLibrary(const std::string& path) : path_(resolved(path)) {
   // RTLD_LOCAL: a malloc of the library's must not become this process's. Its calls of its own
   // functions need no RTLD_DEEPBIND, which sanitizers refuse: no other library defines them.
+  LastWords::say("load");
   handle_ = dlopen(path_.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (handle_ == nullptr) {
     const char* const said = dlerror();

@@ -13,6 +13,8 @@ class FillPattern {
  public:
   // Fills the block's requested bytes with a pattern of the event that allocated it.
   void fill(const Allocation& allocation, Bytes size, std::size_t event);
+  // The event that a filled block was allocated by.
+  std::size_t event_of(const void* handle) const { return filled_.at(handle).event; }
   // Throws DamagedBlockError, naming event and offset, where a byte is not what fill() wrote.
   void check(const void* handle);
   // Checks every block that is still filled.

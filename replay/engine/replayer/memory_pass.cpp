@@ -1,13 +1,17 @@
 // The untimed pass: statistics at every event, peaks, blocks, and the digest. Where several threads
 // replay, the events are sampled in the order in which they happened.
 #include <algorithm>
+#include <exception>
 #include <mutex>
+#include <string>
 #include <unordered_map>
 #include <utility>
 
 #include "backends/process_memory.h"
 #include "core/errors.h"
+#include "core/last_words.h"
 #include "replayer/fill_pattern.h"
+#include "replayer/live_ranges.h"
 #include "replayer/replay.h"
 #include "replayer/run.h"
 
@@ -16,15 +20,41 @@ namespace {
 
 constexpr std::size_t kChunk = 1 << 16;
 
+const char* word_of(Op op) {
+  switch (op) {
+    case Op::kAlloc:
+    case Op::kLive:
+      return "allocate";
+    case Op::kFree:
+      return "free";
+    case Op::kRecordStream:
+      return "record_stream";
+    default:
+      return "empty_cache";
+  }
+}
+
+// Has the system put memory behind a block that a library handed out, as using it would.
+void touch(const Allocation& allocation, Bytes size) {
+  constexpr Bytes kPage = 4096;
+  auto* const bytes = reinterpret_cast<volatile char*>(allocation.address);
+  for (Bytes i = 0; i < size; i += kPage) bytes[i] = 0;
+}
+
 class MemoryObserver {
  public:
-  MemoryObserver(const Events& events, const MemoryOptions& options, Run& run, MemoryResult& result)
+  // `is_library`: whether the allocator is one of the user's.
+  MemoryObserver(const Events& events, const MemoryOptions& options, Run& run, MemoryResult& result,
+                 bool is_library)
       : events_(events),
         options_(options),
         run_(run),
         result_(result),
+        is_library_(is_library),
+        touches_(is_library && run.backend().has_memory()),
         digest_(run.allocator(), run.backend()),
         sizes_(static_cast<std::size_t>(events.slot_count)),
+        addresses_(options.ranges ? sizes_.size() : 0),
         blocks_(options.journal ? sizes_.size() : 0) {
     result_.peak_events.fill(-1);
     if (options_.full) result_.rows.reserve(events_.count());
@@ -38,7 +68,11 @@ class MemoryObserver {
   void call(std::size_t event, const Allocator&, Call&& make) {
     current_ = event;
     journal_.begin_event(event);
-    make();
+    if (is_library_) {
+      call_library(event, make);
+    } else {
+      make();
+    }
     digest_.called();
     if (frees_ != nullptr) complete_free();
   }
@@ -57,17 +91,33 @@ class MemoryObserver {
       blocks_[slot(event)] = block;
       journal_.add(Action::kAlloc, block.address, block.size, block.stream);
     }
-    if (options_.verify) pattern_.fill(allocation, events_.size[event], event);
+    if (is_library_) LastWords::say("write", static_cast<std::int64_t>(event));
+    if (options_.ranges) {
+      const Bytes alignment = run_.allocator().alignment(events_.size[event]);
+      ranges_.add(allocation, events_.size[event], alignment, event);
+      addresses_[slot(event)] = allocation.address;
+    }
+    if (options_.verify) {
+      pattern_.fill(allocation, events_.size[event], event);
+    } else if (touches_) {
+      touch(allocation, events_.size[event]);
+    }
+    ++allocated_;
     if (options_.blocks_at) alloc_events_[allocation.handle] = static_cast<std::int64_t>(event);
   }
 
   void freeing(std::size_t event, const void* handle) {
-    if (options_.verify) pattern_.check(handle);
+    if (options_.verify) {
+      LastWords::say("read", static_cast<std::int64_t>(pattern_.event_of(handle)));
+      pattern_.check(handle);
+    }
+    if (options_.ranges) ranges_.remove(addresses_[slot(event)]);
     live_requested_ -= sizes_[slot(event)];
     if (options_.journal) begin_free(event, handle);
   }
 
   void refused(std::size_t event) {
+    if (options_.ranges && is_library_) check_refusal(event);
     oom_ = true;
     ++result_.ooms;
     if (options_.journal) {
@@ -93,6 +143,7 @@ class MemoryObserver {
   }
 
   void after(std::size_t event) {
+    if (is_library_) LastWords::say("statistics", static_cast<std::int64_t>(event));
     const Statistics now = run_.allocator().statistics();
     const Sample sample = {{now.requested, live_requested_, now.allocated, now.active, now.reserved,
                             now.n_segment, run_.allocator().largest_free()}};
@@ -128,7 +179,9 @@ class MemoryObserver {
 
   // After the last event: what the program left must be whole too.
   void finish() {
+    if (options_.verify) LastWords::say("read");
     pattern_.check_all();
+    result_.active_at_peak = active_at_peak_;
     if (!run_.threaded()) result_.digest = digest_.hex();
     result_.journal = journal_.take();
   }
@@ -139,6 +192,33 @@ class MemoryObserver {
     Bytes size;
     StreamId stream;
   };
+
+  template <class Call>
+  void call_library(std::size_t event, Call&& make) {
+    const char* const word = word_of(events_.op_at(event));
+    LastWords::say(word, static_cast<std::int64_t>(event));
+    const auto thrown = [&](const std::string& what) {
+      return LibraryFaultError("it threw a C++ exception" + what + " in " + word + " at event " +
+                               std::to_string(event));
+    };
+    try {
+      make();
+    } catch (const std::exception& error) {
+      throw thrown(std::string(" (") + error.what() + ")");
+    } catch (...) {
+      throw thrown("");
+    }
+  }
+
+  // The first of all requests cannot be too much where there is room for it.
+  void check_refusal(std::size_t event) const {
+    const Bytes size = events_.size[event];
+    const Bytes left = run_.backend().total() - run_.backend().used();
+    if (allocated_ > 0 || size > left) return;
+    throw LibraryFaultError("it returned null for its first request, " + std::to_string(size) +
+                            " bytes at event " + std::to_string(event) + ", with " +
+                            std::to_string(left) + " bytes left");
+  }
 
   void begin_free(std::size_t event, const void* handle) {
     const Block& block = blocks_[slot(event)];
@@ -188,9 +268,14 @@ class MemoryObserver {
   const MemoryOptions& options_;
   Run& run_;
   MemoryResult& result_;
+  const bool is_library_;
+  const bool touches_;
   DecisionDigest digest_;
   FillPattern pattern_;
-  std::vector<Bytes> sizes_;  // by slot
+  LiveRanges ranges_;
+  std::vector<Bytes> sizes_;              // by slot
+  std::vector<std::uint64_t> addresses_;  // by slot, for the ranges
+  std::int64_t allocated_ = 0;            // blocks so far
   std::unordered_map<const void*, std::int64_t> alloc_events_;
   Journal journal_;
   std::vector<Block> blocks_;     // by slot, for the journal
@@ -247,7 +332,8 @@ MemoryResult Replay::memory(const MemoryOptions& options, const Checkpoint& chec
   }
   MemoryResult result;
   Run run(events_, completed_streams_, step_starts_, options_, threads_.get(), /*counts=*/true);
-  MemoryObserver observer(run.program().events, options, run, result);
+  const bool is_library = allocator_registry().get(options_.allocator).needs_library;
+  MemoryObserver observer(run.program().events, options, run, result, is_library);
   const ResidentGrowth growth;
   const PageFaults before = page_faults(run.threaded());
   try {
@@ -271,6 +357,7 @@ MemoryResult Replay::memory(const MemoryOptions& options, const Checkpoint& chec
   result.minor_faults = after.minor - before.minor;
   result.major_faults = after.major - before.major;
   result.statistics = run.allocator().statistics();
+  result.reported = run.allocator().reported();
   result.driver_calls = run.backend().driver_calls();
   if (const PlanStatistics* plan = run.allocator().plan_statistics()) result.plan = *plan;
   result.torch_statistics = run.allocator().torch_statistics();

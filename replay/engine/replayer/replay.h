@@ -115,6 +115,9 @@ struct MemoryOptions {
   std::optional<std::size_t> blocks_at = {};
   // Fill every block with a pattern at allocation and check it at free; needs real memory.
   bool verify = false;
+  // See that blocks are aligned and no two live ones overlap, and that a library which is called
+  // refuses no first request that there is room for.
+  bool ranges = false;
   // Keep every entry of what the allocator did.
   bool journal = false;
   // `blocks_at` and `journal` are for one thread: of another pass's race they would tell nothing.
@@ -131,6 +134,8 @@ struct MemoryResult {
   std::array<std::int64_t, Sample::kPeakColumns> peak_events{};
   Sample finals;
   Statistics statistics;
+  Reported reported;
+  Bytes active_at_peak = 0;  // of reserved
   DriverCalls driver_calls;
   std::vector<std::pair<std::string, std::int64_t>> torch_statistics;
   Waterfall waterfall;  // at the event of the peak of reserved
@@ -181,6 +186,8 @@ class Replay {
   // How many threads replay.
   std::size_t threads() const { return threads_ == nullptr ? 1 : threads_->parts().size(); }
   bool backend_has_memory() const { return backend_has_memory_; }
+  // Whether each pass starts with nothing kept from the last one.
+  bool starts_afresh() const { return starts_afresh_; }
 
  private:
   const Events events_;
@@ -190,6 +197,7 @@ class Replay {
   // Events at which a step begins, for an allocator that runs a plan.
   const std::vector<std::size_t> step_starts_;
   bool backend_has_memory_ = false;
+  bool starts_afresh_ = true;
   std::vector<std::string> warnings_;
 };
 

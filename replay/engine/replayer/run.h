@@ -10,6 +10,7 @@
 #include "allocators/walk.h"
 #include "backends/backend.h"
 #include "core/events.h"
+#include "core/last_words.h"
 #include "core/lock.h"
 #include "core/thread_events.h"
 #include "replayer/replay.h"
@@ -35,7 +36,13 @@ class Run {
     allocator_->prepare(program_.events);
   }
 
-  ~Run() { end_program(); }
+  ~Run() {
+    try {
+      end_program();
+    } catch (...) {
+      // A library that throws must not end the process: why the pass ended is on its way.
+    }
+  }
   Run(const Run&) = delete;
   Run& operator=(const Run&) = delete;
 
@@ -47,6 +54,7 @@ class Run {
 
   // Frees what the program left; all its work is complete.
   void end_program() {
+    LastWords::say("end");
     allocator_->program_ends();
     for (void*& handle : program_.handles) {
       if (handle != nullptr) allocator_->free(handle, 0);

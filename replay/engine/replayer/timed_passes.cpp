@@ -3,6 +3,7 @@
 
 #include "core/clock.h"
 #include "core/errors.h"
+#include "core/last_words.h"
 #include "replayer/replay.h"
 #include "replayer/run.h"
 
@@ -28,6 +29,7 @@ struct Pass {
 // `by_one` and `by_thread` make the calls of one thread and of one among several.
 template <class ByOne, class ByThread>
 Pass pass_of(Run& run, const Checkpoint& checkpoint, ByOne&& by_one, ByThread&& by_thread) {
+  LastWords::say("timed pass");
   try {
     if (run.threaded()) {
       const Run::Threaded end = run.in_threads(checkpoint, by_thread);

@@ -1,0 +1,2 @@
+/* Exports nothing that allocates. */
+int nothing_here;
