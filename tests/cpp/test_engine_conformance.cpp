@@ -107,7 +107,7 @@ class Subject {
     CHECK(0 <= now.requested && now.requested <= now.active);
     CHECK(now.allocated <= now.active);
     CHECK(now.active <= now.reserved);
-    CHECK(!allocator_->reported().stranded || now.n_alloc <= now.n_active);
+    CHECK(!allocator_->reported().blocks || now.n_alloc <= now.n_active);
     CHECK(static_cast<std::size_t>(now.n_alloc) == live_.size());
     CHECK(now.reserved <= backend_->used());
     CHECK(backend_->used() <= backend_->capacity());

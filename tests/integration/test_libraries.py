@@ -262,7 +262,8 @@ def test_the_systems_malloc_runs_on_a_trace(make_big_trace: Callable[[], Path]) 
     info = session.results[0].info
     assert info["outcome"] == {"status": "ok", "reason": None, "oom": None}
     live = info["trace"]["peak_live_bytes"]
-    assert live <= info["memory"]["rss_growth_bytes"] <= 2 * live
+    # What the process has left over from before counts for nothing.
+    assert 0.95 * live <= info["memory"]["rss_growth_bytes"] <= 2 * live
 
 
 @pytest.fixture

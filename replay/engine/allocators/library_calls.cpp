@@ -149,6 +149,7 @@ WorkbenchCalls::WorkbenchCalls(SharedLibrary library, Backend& backend, const Se
     reported_.allocated = tells(told.allocated);
     reported_.active = tells(told.active);
     reported_.reserved = tells(told.reserved);
+    reported_.stranded = tells(told.stranded);
     reported_.segments = tells(told.segments);
     reported_.largest_free = tells(told.largest_free);
     reported_.hits = tells(told.hits);
@@ -175,8 +176,16 @@ Reported WorkbenchCalls::reported() const {
 
 wb_statistics WorkbenchCalls::ask() const {
   constexpr std::int64_t kUntold = WB_NOT_REPORTED;
-  wb_statistics told = {sizeof told, kUntold, kUntold, kUntold, kUntold,
-                        kUntold,     kUntold, kUntold, kUntold};
+  wb_statistics told = {.size = sizeof told,
+                        .allocated = kUntold,
+                        .active = kUntold,
+                        .reserved = kUntold,
+                        .stranded = kUntold,
+                        .largest_free = kUntold,
+                        .segments = kUntold,
+                        .hits = kUntold,
+                        .misses = kUntold,
+                        .retries = kUntold};
   functions_.statistics(allocator_, &told);
   return told;
 }
@@ -191,6 +200,7 @@ LibraryStatistics WorkbenchCalls::statistics() {
   set(reported_.allocated, told.allocated, result.values.allocated);
   set(reported_.active, told.active, result.values.active);
   set(reported_.reserved, told.reserved, result.values.reserved);
+  set(reported_.stranded, told.stranded, result.values.stranded);
   set(reported_.segments, told.segments, result.values.n_segment);
   set(reported_.largest_free, told.largest_free, result.largest_free);
   set(reported_.hits, told.hits, result.values.hits);

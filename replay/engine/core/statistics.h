@@ -45,8 +45,8 @@ struct Reported {
   bool misses = true;
   bool retries = true;
   bool device_calls = true;  // device_allocs, device_frees
-  bool stranded = true;      // and inactive_split, n_active
-  bool blocks = true;        // whether `visit` shows them
+  bool stranded = true;
+  bool blocks = true;        // whether `visit` shows them; and counts of blocks
 };
 
 // What decided how long a call took: the most expensive thing it did.

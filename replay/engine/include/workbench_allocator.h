@@ -71,6 +71,7 @@ typedef struct wb_statistics {
   int64_t allocated;
   int64_t active;
   int64_t reserved;
+  int64_t stranded;     /* of reserved: free, but in segments that are partly in use */
   int64_t largest_free; /* bytes of the largest free block */
   int64_t segments;
   int64_t hits;   /* allocations served without asking for memory */
