@@ -224,7 +224,7 @@ static void* create(const wb_host* host, const char* configuration, char* error,
   self->chunk_bytes = chunk_kib * 1024;
   self->smallest = host->is_device ? 512 : 64;
   self->now.size = sizeof self->now;
-  self->now.largest_free = WB_NOT_REPORTED;
+  self->now.stranded = self->now.largest_free = WB_NOT_REPORTED;
   return self;
 }
 

@@ -170,7 +170,7 @@ def test_a_wrong_field_is_named(
         (("memory", "peaks", "reserved"), None),
         (("memory", "peaks", "reserved", "bytes"), "1"),
         (("memory", "finals", "reserved"), 1.5),
-        (("memory", "driver_calls", "alloc"), None),
+        (("memory", "driver_calls", "alloc"), "1"),
         (("memory", "counters", "hits"), {}),
         (("latency", "states", "cold"), []),
         (("latency", "states", "cold", "alloc"), 1),
