@@ -65,6 +65,17 @@ TEST(ids_that_contradict_themselves_are_errors) {
   CHECK_THROWS(InputError, slots_of({kAlloc}, {1, 2}));
 }
 
+TEST(a_value_in_double_quotes_is_taken_as_it_is) {
+  const std::vector<SettingHelp> known = {{"a", ""}, {"b", ""}, {"c", ""}};
+  const Settings settings("a: \"x, y:[z\" , b:\"\",c:p\"q", "test", known);
+  CHECK(settings.find("a") == "x, y:[z");
+  CHECK(settings.find("b") == "");
+  CHECK(settings.find("c") == "p\"q");
+  for (const char* wrong : {"a:\"x", "a:\"x\"y", "a:\"x\" y,b:1", "\"a\":x"}) {
+    CHECK_THROWS(InputError, Settings(wrong, "test", known));
+  }
+}
+
 TEST(settings_read_the_syntax_of_pytorch) {
   const std::vector<SettingHelp> known = {{"a", ""}, {"list", ""}, {"number", ""}};
   const Settings settings("a : x , list:[1:2,>:3], number:12,", "test", known);

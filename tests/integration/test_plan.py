@@ -15,7 +15,7 @@ from command_line import wb
 from workbench.common.errors import BrokenFileError
 from workbench.replay.job import Options
 from workbench.replay.plans import METADATA_KEY, read_plan
-from workbench.replay.results import CellResult
+from workbench.replay.results import CellResult, load_results
 from workbench.replay.runner import replay_traces
 
 MakeTrace = Callable[..., Path]
@@ -227,6 +227,18 @@ def test_wrong_settings_are_one_sentence(
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert not list((tmp_path / "results").glob("*/cell.json"))
+
+
+def test_a_plan_may_lie_at_a_path_with_blanks_and_commas(
+    make_trace: MakeTrace, tmp_path: Path
+) -> None:
+    make_trace(**EQUAL)
+    wb(tmp_path, "plan", "run.parquet", "-o", "my plan, again.parquet")
+    named = 'plan:file:"my plan, again.parquet"'
+    done = wb(tmp_path, "replay", "run.parquet", "-a", named, "--repeat", "1", "-o", "out")
+    assert done.returncode == 0, done.stderr
+    (result,) = load_results([tmp_path / "out"])
+    assert result.info["allocator"]["settings"] == {"file": "my plan, again.parquet"}
 
 
 def test_broken_plan_files_are_one_sentence(make_trace: MakeTrace, tmp_path: Path) -> None:

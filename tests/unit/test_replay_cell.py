@@ -51,6 +51,31 @@ def test_settings_follow_the_name_in_any_order() -> None:
     assert one.label == "caching (a:1,b:2)"
 
 
+def test_a_value_in_double_quotes_is_taken_as_it_is() -> None:
+    spec = parse_allocator('plan:file:"my plan, v:2.parquet", planner:greedy', ["plan"])
+    assert spec.settings == 'file:"my plan, v:2.parquet",planner:greedy'
+    assert spec.settings_by_key() == {"file": "my plan, v:2.parquet", "planner": "greedy"}
+    # Quotes that nothing needs make no other cell.
+    assert parse_allocator('plan:file:"a.parquet"', ["plan"]) == AllocatorSpec(
+        "plan", "file:a.parquet"
+    )
+    assert parse_allocator('caching:a:x"y', KNOWN).settings_by_key() == {"a": 'x"y'}
+
+
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [
+        ("pluggable:LIB.so", "library:LIB.so"),
+        ("pluggable:library:LIB.so", "library:LIB.so"),
+        ("pluggable:/a/b.so,abi:malloc", "abi:malloc,library:/a/b.so"),
+        ('pluggable:"my lib.so",config:x', 'config:x,library:"my lib.so"'),
+        ('pluggable:config:"a:1,b:2",library:b.so', 'config:"a:1,b:2",library:b.so'),
+    ],
+)
+def test_a_library_is_named_by_its_file(text: str, settings: str) -> None:
+    assert parse_allocator(text, ["pluggable"]) == AllocatorSpec("pluggable", settings)
+
+
 def test_a_list_in_brackets_is_one_value() -> None:
     spec = parse_allocator("caching:roundup:[256:1,512:2],expandable:True", KNOWN)
     assert spec.settings_by_key() == {"roundup": "[256:1,512:2]", "expandable": "True"}

@@ -46,7 +46,7 @@ struct Reported {
   bool retries = true;
   bool device_calls = true;  // device_allocs, device_frees
   bool stranded = true;
-  bool blocks = true;        // whether `visit` shows them; and counts of blocks
+  bool blocks = true;  // whether `visit` shows them; and counts of blocks
 };
 
 // What decided how long a call took: the most expensive thing it did.

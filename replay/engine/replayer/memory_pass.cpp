@@ -203,6 +203,8 @@ class MemoryObserver {
     };
     try {
       make();
+    } catch (const EngineError&) {
+      throw;  // ours
     } catch (const std::exception& error) {
       throw thrown(std::string(" (") + error.what() + ")");
     } catch (...) {
