@@ -105,5 +105,5 @@ def sentences(fits: Fits) -> list[str]:
     for fit in fits.fits:
         found.update(dict.fromkeys(fit.subject.notes))
     for name, reason in fits.left_out:
-        found[f"Left out: {name} cannot run here ({reason})."] = None
+        found[f"Left out: {name} ({reason})."] = None
     return [masked(one) for one in found]

@@ -297,7 +297,7 @@ def notes(results: Sequence[CellResult], left_out: Iterable[tuple[str, str]] = (
         if info["outcome"]["reason"]:
             found[f"{info['label']}: {info['outcome']['reason']}."] = None
     for name, reason in left_out:
-        found[f"Left out: {name} cannot run here ({reason})."] = None
+        found[f"Left out: {name} ({reason})."] = None
     for result in results:
         # These two are said above, where they are nearer to the tables.
         found.update(
