@@ -18,8 +18,9 @@ ORDERS = ("global", "handoff", "free")
 _DELAY = re.compile(r"delay:([0-9]{1,19})")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_=+-]+")
 _KEY = re.compile(r"[A-Za-z_]\w*:")
-# What a value can hold in double quotes only.
+# What a value can hold in double quotes only; a comma in square brackets needs none.
 _NEEDS_QUOTES = re.compile(r"[\s,\[\]]")
+_IN_BRACKETS = re.compile(r"\[[^\s\[\]]*\]")
 # Where PyTorch looks for the settings of its caching allocator; the first that is set counts.
 SETTINGS_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
@@ -78,7 +79,8 @@ def unquoted(value: str) -> str:
 
 def quoted(value: str) -> str:
     """A setting's value in double quotes where it needs them."""
-    return f'"{value}"' if _NEEDS_QUOTES.search(value) else value
+    needs = _NEEDS_QUOTES.search(value) and not _IN_BRACKETS.fullmatch(value)
+    return f'"{value}"' if needs else value
 
 
 def parse_allocator(text: str, known: Sequence[str]) -> AllocatorSpec:

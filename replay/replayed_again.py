@@ -11,7 +11,7 @@ import pandas as pd
 
 from workbench.common.errors import BrokenFileError, RunError, UsageError
 from workbench.replay import _engine
-from workbench.replay.cell import AllocatorSpec
+from workbench.replay.cell import AllocatorSpec, quoted
 from workbench.replay.events import Array, LoadedTrace, Traffic, load_trace
 from workbench.replay.plans import plan_in_file
 from workbench.replay.snapshot import Snapshot
@@ -36,6 +36,10 @@ class ReplayedAgain:
                 f"{info['label']} has no snapshot: its replay ended as "
                 f"{info['outcome']['status'].replace('_', ' ')} ({info['outcome']['reason']})"
             )
+        if info["allocator"].get("latency_source") in ("library", "reference"):
+            raise UsageError(
+                f"{info['label']} has no snapshot: a library does not tell where its blocks lie"
+            )
         order = info.get("order", "global")
         self._loaded, self._traffic = _trace_of(info)
         if order != "global" and self._traffic.thread_count > 1:
@@ -44,7 +48,7 @@ class ReplayedAgain:
                 "is another every time; take a snapshot of a replay in the order global"
             )
         settings = info["allocator"]["settings"]
-        text = ",".join(f"{key}:{value}" for key, value in settings.items())
+        text = ",".join(f"{key}:{quoted(value)}" for key, value in settings.items())
         self._replay = _engine.Replay(
             self._traffic.events(),
             info["allocator"]["name"],

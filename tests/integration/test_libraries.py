@@ -12,6 +12,7 @@ from command_line import wb
 from libraries import EXAMPLE, HOSTILE, build_library
 from trace_maker import write_trace
 
+from workbench.common.errors import UsageError
 from workbench.replay.job import Options
 from workbench.replay.results import CellResult
 from workbench.replay.runner import Session, replay_traces
@@ -168,6 +169,8 @@ def test_the_example_reports_what_it_holds_and_takes_a_configuration(tmp_path: P
     assert default.info["memory"]["waterfall"] is None
     assert default.timeline["reserved_max"].max() == 2 << 20
     assert default.timeline["largest_free_max"].isna().all()
+    with pytest.raises(UsageError, match="a library does not tell where its blocks lie"):
+        default.snapshot_at("peak")
 
 
 def test_a_configuration_that_will_not_do_is_the_librarys_to_refuse(tmp_path: Path) -> None:

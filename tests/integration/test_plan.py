@@ -230,7 +230,7 @@ def test_wrong_settings_are_one_sentence(
 
 
 def test_a_plan_may_lie_at_a_path_with_blanks_and_commas(
-    make_trace: MakeTrace, tmp_path: Path
+    make_trace: MakeTrace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_trace(**EQUAL)
     wb(tmp_path, "plan", "run.parquet", "-o", "my plan, again.parquet")
@@ -239,6 +239,8 @@ def test_a_plan_may_lie_at_a_path_with_blanks_and_commas(
     assert done.returncode == 0, done.stderr
     (result,) = load_results([tmp_path / "out"])
     assert result.info["allocator"]["settings"] == {"file": "my plan, again.parquet"}
+    monkeypatch.chdir(tmp_path)
+    assert len(result.snapshot_at("peak").blocks)
 
 
 def test_broken_plan_files_are_one_sentence(make_trace: MakeTrace, tmp_path: Path) -> None:
