@@ -63,6 +63,7 @@ class OutOfMemory(TypedDict):
     largest_free: int | None
     device_free: int | None
     waterfall: Waterfall | None
+    message: NotRequired[str]  # what the original's error adds
 
 class Blocks(TypedDict):
     segments: dict[str, npt.NDArray[Any]]
@@ -112,6 +113,7 @@ class MemoryResult(TypedDict):
     torch_statistics: dict[str, int]
     waterfall: Waterfall | None
     active_at_peak: int | None
+    warnings: list[str]  # of the settings and of what the program did
     digest: str | None
     blocks: Blocks | None
     journal: NotRequired[JournalColumns]

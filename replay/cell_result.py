@@ -106,6 +106,7 @@ def _outcome(job: Job, memory: dict[str, Any] | None) -> dict[str, Any]:
         reason = (
             f"out of memory at row {oom['event']} of the trace: it asked for "
             f"{format_bytes(oom['requested'])} with {', '.join(told)}"
+            + (f" (its error: {oom['message']})" if "message" in oom else "")
         )
         return {"status": "out_of_memory", "reason": reason, "oom": oom}
     mismatch = measurement.mismatch_fields(memory, job.traffic) if memory else None

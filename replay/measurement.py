@@ -20,6 +20,7 @@ SLOWEST = 20
 NOISY_SPREAD = 0.3
 RESERVED_MEANING = {
     "direct": "bytes held, each block rounded up to 512 on a device",
+    "async": "bytes that the driver's pool holds, of which it is a model",
     "cpu-caching": "all bytes taken from the system",
     "caching": "bytes of all segments taken from the device",
     "host-pinned": "all bytes pinned, in use or cached",

@@ -136,6 +136,7 @@ _RESULT: dict[str, Any] = {
                 "device_free": _Null(int),
                 "count?": int,
                 "waterfall?": _Null(dict.fromkeys(WATERFALL, int)),
+                "message?": str,
             }
         ),
         "mismatch?": _Null(

@@ -51,7 +51,7 @@ def measure(events: Any, task: dict[str, Any]) -> dict[str, Any]:
         "device_calls": sum(calls[name] for name in DEVICE_CALLS),
         "refused_calls": calls["refused"],
         "oom": found["oom"],
-        "warnings": replay.warnings,
+        "warnings": found["warnings"],
     }
 
 

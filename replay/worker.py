@@ -218,7 +218,6 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
     if task["memory"]:
         idle = _throughput(_engine.Replay(events, "null", backend="simulated"), "cold")
         memory = _memory(replay, Path(task["output"]))
-        memory["warnings"] = replay.warnings
         return {**memory, "harness_ns_per_event": idle["ns_per_event"] if idle else 0.0}
     result: dict[str, Any] = {"states": {}, "throughput": {}, "digests": {}}
     for state in STATES:

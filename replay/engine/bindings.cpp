@@ -116,6 +116,7 @@ nb::object oom_dict(const std::optional<OutOfMemory>& oom, const Reported& repor
   result["device_free"] = capacity_or_none(oom->device_free);
   result["waterfall"] =
       tells_waterfall(reported) ? nb::object(waterfall_dict(oom->waterfall)) : nb::none();
+  if (!oom->message.empty()) result["message"] = oom->message;
   return result;
 }
 
@@ -267,6 +268,12 @@ nb::dict memory_dict(const MemoryResult& result, bool full, bool has_memory) {
   calls["unmap"] = told(reported.device_calls, result.driver_calls.unmap);
   calls["event_record"] = told(reported.device_calls, result.driver_calls.event_record);
   calls["event_wait"] = told(reported.device_calls, result.driver_calls.event_wait);
+  calls["pool_alloc"] = told(reported.device_calls, result.driver_calls.pool_alloc);
+  calls["pool_free"] = told(reported.device_calls, result.driver_calls.pool_free);
+  calls["event_create"] = told(reported.device_calls, result.driver_calls.event_create);
+  calls["event_destroy"] = told(reported.device_calls, result.driver_calls.event_destroy);
+  calls["stream_wait"] = told(reported.device_calls, result.driver_calls.stream_wait);
+  calls["synchronize"] = told(reported.device_calls, result.driver_calls.synchronize);
   nb::dict counters;
   counters["retries"] = told(reported.retries, result.statistics.retries);
   counters["ooms"] = result.statistics.ooms;
@@ -292,6 +299,9 @@ nb::dict memory_dict(const MemoryResult& result, bool full, bool has_memory) {
   nb::dict torch_statistics;
   for (const auto& [name, value] : result.torch_statistics) torch_statistics[name.c_str()] = value;
   answer["torch_statistics"] = torch_statistics;
+  nb::list warnings;
+  for (const std::string& sentence : result.warnings) warnings.append(nb::str(sentence.c_str()));
+  answer["warnings"] = warnings;
   answer["waterfall"] =
       tells_waterfall(reported) ? nb::object(waterfall_dict(result.waterfall)) : nb::none();
   answer["active_at_peak"] = told(reported.active && reported.reserved, result.active_at_peak);

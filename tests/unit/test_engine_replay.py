@@ -231,7 +231,7 @@ def test_throughput_times_every_pass() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"allocator": "cachin"}, "unknown allocator 'cachin'; there are caching"),
+        ({"allocator": "cachin"}, "unknown allocator 'cachin'; there are async, caching"),
         ({"backend": "cuda"}, "unknown backend 'cuda'; there are host, simulated"),
         ({"settings": "speed:9"}, "unknown setting 'speed' of caching"),
         ({"settings": "speed"}, "has no colon"),

@@ -123,7 +123,11 @@ class Allocator {
   virtual bool starts_afresh() const { return true; }
   // The dictionary of torch.cuda.memory_stats; empty where PyTorch's original keeps none.
   virtual std::vector<std::pair<std::string, std::int64_t>> torch_statistics() const { return {}; }
-  // One sentence each about settings that do nothing or are known to hurt.
+  // What the original's error would say of the last refusal; empty where that is no more than what
+  // every refusal says.
+  virtual std::string refusal() const { return {}; }
+  // One sentence each about settings that do nothing or are known to hurt, and about what the
+  // program did that has no effect or is an error.
   virtual std::vector<std::string> warnings() const { return {}; }
   // Whether the next free of this block is complete only when other streams are done.
   virtual bool delays_free(const void*) const { return false; }

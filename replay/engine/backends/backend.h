@@ -38,7 +38,14 @@ struct DriverCalls {
   std::int64_t map = 0;  // pieces of address ranges that were given memory
   std::int64_t unmap = 0;
   std::int64_t event_record = 0;
-  std::int64_t event_wait = 0;
+  std::int64_t event_wait = 0;  // on the host
+  // Of allocators that leave memory to the driver's pool.
+  std::int64_t pool_alloc = 0;
+  std::int64_t pool_free = 0;
+  std::int64_t event_create = 0;
+  std::int64_t event_destroy = 0;
+  std::int64_t stream_wait = 0;  // for a CUDA event, on the device
+  std::int64_t synchronize = 0;
 };
 
 class Backend {
@@ -93,6 +100,11 @@ class Backend {
     return progress_.record(stream);
   }
   bool completed(const CudaEvent& event) const { return progress_.completed(event); }
+  // One of the driver calls that do nothing here.
+  void count(std::int64_t DriverCalls::* call) {
+    const std::lock_guard guard(lock_);
+    ++(calls_.*call);
+  }
   // Blocks until the event has completed, and with it all earlier work of its stream.
   void wait(const CudaEvent& event) {
     count(calls_.event_wait);

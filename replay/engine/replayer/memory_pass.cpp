@@ -139,6 +139,7 @@ class MemoryObserver {
         .largest_free = run_.allocator().largest_free(),
         .device_free = limited ? backend.capacity() - backend.used() : kUnlimited,
         .waterfall = Waterfall(now, live_requested_),
+        .message = run_.allocator().refusal(),
     };
   }
 
@@ -363,6 +364,7 @@ MemoryResult Replay::memory(const MemoryOptions& options, const Checkpoint& chec
   result.driver_calls = run.backend().driver_calls();
   if (const PlanStatistics* plan = run.allocator().plan_statistics()) result.plan = *plan;
   result.torch_statistics = run.allocator().torch_statistics();
+  result.warnings = run.allocator().warnings();
   observer.finish();
   run.allocator().keep_journal(nullptr);
   return result;

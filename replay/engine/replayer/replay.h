@@ -60,6 +60,7 @@ struct OutOfMemory {
   Bytes largest_free;
   Bytes device_free;  // kUnlimited where the backend has no capacity
   Waterfall waterfall;
+  std::string message = {};  // Allocator::refusal
 };
 
 // Where a plan that must be met was not.
@@ -138,8 +139,9 @@ struct MemoryResult {
   Bytes active_at_peak = 0;  // of reserved
   DriverCalls driver_calls;
   std::vector<std::pair<std::string, std::int64_t>> torch_statistics;
-  Waterfall waterfall;  // at the event of the peak of reserved
-  std::string digest;   // empty where several threads replayed
+  std::vector<std::string> warnings;  // of the settings and of what the program did
+  Waterfall waterfall;                // at the event of the peak of reserved
+  std::string digest;                 // empty where several threads replayed
   std::optional<std::vector<BlockRow>> blocks;
   std::vector<JournalEntry> journal;
   Bytes rss_growth = 0;
