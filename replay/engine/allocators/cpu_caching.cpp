@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <mutex>
 #include <string>
 
 #include "core/errors.h"
@@ -32,7 +33,7 @@ std::shared_ptr<CpuCaching::Shared> CpuCaching::shared_of(Backend& backend) {
   std::erase_if(all, [](const auto& entry) { return entry.second.expired(); });
   std::weak_ptr<Shared>& known = all[&backend];
   std::shared_ptr<Shared> shared = known.lock();
-  if (shared == nullptr) known = shared = std::make_shared<Shared>();
+  if (shared == nullptr) known = shared = std::make_shared<Shared>(backend.several_threads());
   return shared;
 }
 
@@ -41,10 +42,17 @@ CpuCaching::CpuCaching(Backend& backend, ThreadId guard_thread)
 
 CpuCaching::~CpuCaching() {
   free_cached();
-  const std::lock_guard lock(shared_->mutex);
-  for (const auto& [address, block] : shared_->blocks) {
-    if (block->owner == this) block->owner = nullptr;
+  const std::lock_guard lock(shared_->lock);
+  for (Block& block : shared_->blocks) {
+    if (block.owner == this) block.owner = nullptr;
   }
+}
+
+CpuCaching::Block* CpuCaching::Shared::find(std::uint64_t address) {
+  const auto found = std::find_if(blocks.begin(), blocks.end(), [&](const Block& block) {
+    return block.address == address && block.where != Where::kNowhere;
+  });
+  return found == blocks.end() ? nullptr : &*found;
 }
 
 Allocation CpuCaching::allocate(Bytes size, StreamId, ThreadId thread) {
@@ -99,9 +107,8 @@ void CpuCaching::free(void* handle, ThreadId thread) {
 void CpuCaching::free_at(std::uint64_t address, ThreadId thread) {
   Block* block = nullptr;
   {
-    const std::lock_guard lock(shared_->mutex);
-    const auto found = shared_->blocks.find(address);
-    if (found != shared_->blocks.end()) block = found->second;
+    const std::lock_guard lock(shared_->lock);
+    block = shared_->find(address);
   }
   if (block == nullptr) {
     throw ForeignPointerError("free of address " + std::to_string(address) +
@@ -115,10 +122,10 @@ void CpuCaching::free_at(std::uint64_t address, ThreadId thread) {
 }
 
 void CpuCaching::record_free(std::uint64_t address) {
-  const std::lock_guard lock(shared_->mutex);
-  const auto found = shared_->blocks.find(address);
-  if (found == shared_->blocks.end()) return;
-  Block& block = *found->second;
+  const std::lock_guard lock(shared_->lock);
+  Block* const found = shared_->find(address);
+  if (found == nullptr) return;
+  Block& block = *found;
   if (block.where == Where::kCached) {
     throw DoubleFreeError("record_free of address " + std::to_string(address) +
                           ", which is in the cache");
@@ -148,9 +155,10 @@ Location CpuCaching::locate(const void* handle) const {
 void CpuCaching::visit(const std::function<void(const BlockView&)>& visitor) const {
   std::map<std::uint64_t, const Block*> mine;
   {
-    const std::lock_guard lock(shared_->mutex);
-    for (const auto& [address, block] : shared_->blocks) {
-      if (block->owner == this) mine.emplace(block->serial, block);
+    const std::lock_guard lock(shared_->lock);
+    for (const Block& block : shared_->blocks) {
+      const bool is_held = block.where != Where::kNowhere;
+      if (is_held && block.owner == this) mine.emplace(block.serial, &block);
     }
   }
   for (const auto& [serial, block] : mine) {
@@ -206,15 +214,14 @@ CpuCaching::Block* CpuCaching::take(Bytes size) {
     ++statistics_.ooms;
     return nullptr;
   }
-  const std::lock_guard lock(shared_->mutex);
+  const std::lock_guard lock(shared_->lock);
   Block* block = shared_->unused;
   if (block == nullptr) {
-    block = &shared_->storage.emplace_back();
+    block = &shared_->blocks.emplace_back();
   } else {
     shared_->unused = block->below;
   }
   *block = {.address = address, .size = size, .serial = shared_->serial++, .owner = this};
-  shared_->blocks.emplace(address, block);
   ++statistics_.device_allocs;
   count_held(size, 1);
   return block;
@@ -224,13 +231,11 @@ void CpuCaching::give_back(Block& block) {
   backend_.release(block.address, block.size);
   ++statistics_.device_frees;
   if (block.owner != nullptr) block.owner->count_held(block.size, -1);
-  const std::lock_guard lock(shared_->mutex);
+  const std::lock_guard lock(shared_->lock);
   forget(block);
 }
 
-// With the lock held.
 void CpuCaching::forget(Block& block) {
-  shared_->blocks.erase(block.address);
   block.where = Where::kNowhere;
   block.below = shared_->unused;
   shared_->unused = &block;

@@ -3,12 +3,11 @@
 
 #include <deque>
 #include <memory>
-#include <mutex>
 #include <queue>
-#include <unordered_map>
 #include <vector>
 
 #include "allocators/walk.h"
+#include "core/lock.h"
 
 namespace workbench {
 
@@ -16,8 +15,8 @@ class CpuCaching final : public Replayed<CpuCaching> {
  public:
   static constexpr ThreadId kEveryThread = -1;
 
-  // Instances on one backend share the map from pointers to sizes, as those of the original share
-  // it in a process. `guard_thread` is the one thread that runs under the allocator's guard.
+  // Instances on one backend share what is known of blocks, as those of the original share it in a
+  // process. `guard_thread` is the one thread that runs under the allocator's guard.
   explicit CpuCaching(Backend& backend, ThreadId guard_thread = kEveryThread);
   ~CpuCaching() override;
 
@@ -58,10 +57,14 @@ class CpuCaching final : public Replayed<CpuCaching> {
     bool in_largest = false;
   };
 
+  // The original has a map from addresses to blocks here, and looks into it at every call. Handles
+  // need none, and the checked path may search.
   struct Shared {
-    std::mutex mutex;
-    std::unordered_map<std::uint64_t, Block*> blocks;  // by address; live and cached ones
-    std::deque<Block> storage;
+    explicit Shared(bool several_threads) : lock(several_threads) {}
+    Block* find(std::uint64_t address);  // live or cached; with the lock held
+
+    Lock lock;
+    std::deque<Block> blocks;
     Block* unused = nullptr;
     std::uint64_t serial = 0;
   };
@@ -74,7 +77,7 @@ class CpuCaching final : public Replayed<CpuCaching> {
   void grow_table();
   Block* take(Bytes size);
   void give_back(Block& block);
-  void forget(Block& block);
+  void forget(Block& block);  // with the lock held
   void adopt(Block& block);
   void count_live(Bytes size, std::int64_t sign);
   void count_held(Bytes size, std::int64_t sign);
