@@ -33,7 +33,7 @@ class Host final : public Backend {
     if (faulted_) {
       memory = mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
       if (memory == MAP_FAILED) return 0;
-    } else if (posix_memalign(&memory, size < kSmallest ? kHostAlignment : page_, length) != 0) {
+    } else if (posix_memalign(&memory, kHostAlignment, length) != 0) {
       return 0;
     }
     touch(memory, length);
