@@ -15,11 +15,11 @@ def known_allocators() -> dict[str, dict[str, Any]]:
     for name, one in references().items():
         reason = one.unavailable()
         known[name] = {
+            **known["pluggable"],  # what it runs as
             "name": name,
             "summary": one.summary,
             "kind": one.kind,
             "settings": dict(one.settings),
-            "runs_plan": False,
             "needs_library": False,
             "several_threads": one.several_threads,
             "latency_source": "reference",
