@@ -68,7 +68,7 @@ def test_they_are_described_as_the_engines_own_are() -> None:
     keys = set(_engine.allocators()[0])
     for name in NAMES:
         info = known_allocators()[name]
-        assert set(info) == keys
+        assert keys <= set(info)
         assert info["latency_source"] == "reference"
 
 
@@ -137,7 +137,7 @@ def test_what_takes_its_memory_from_the_system_does_not_run_on_a_simulation(
         "oom": None,
     }
     assert len(named.failed) == 1
-    with pytest.raises(UsageError, match="takes its memory from the system"):
+    with pytest.raises(UsageError, match="take its memory from the system"):
         fit_trace(str(trace), ["torch-plan"])
 
 
