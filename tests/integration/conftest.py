@@ -1,13 +1,18 @@
-"""Traces made up for the tests that replay them."""
+"""Traces for the tests that replay them: made up, and recorded from the examples."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+STEPS = 6
 KINDS = ("alloc", "free")
 Row = tuple[str, int, int]
 
@@ -62,3 +67,21 @@ def make_trace(tmp_path: Path) -> Callable[..., Path]:
         )
 
     return make
+
+
+@pytest.fixture(scope="session", params=EXAMPLES, ids=lambda path: path.stem)
+def example_trace(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recording of some steps of each example, made once; needs torch."""
+    folder = tmp_path_factory.mktemp(request.param.stem)
+    trace = folder / "run.parquet"
+    recording = [sys.executable, "-P", "-m", "workbench", "record", "-o", str(trace)]
+    done = subprocess.run(
+        [*recording, str(request.param), "--steps", str(STEPS)],
+        cwd=folder,
+        env={key: text for key, text in os.environ.items() if key != "PYTHONSAFEPATH"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return trace

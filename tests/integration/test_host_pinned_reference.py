@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -23,8 +20,6 @@ from workbench.replay.events import load_trace
 
 pytestmark = pytest.mark.torch
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
-STEPS = 6
 STREAMS = 3
 MIB = 2**20
 # A cached size above the round threshold is left out: there the original hands out blocks smaller
@@ -81,21 +76,8 @@ def assert_the_same(
     assert np.array_equal(*blocks)
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_the_examples_get_the_same_blocks(example: Path, tmp_path: Path) -> None:
-    trace = tmp_path / "run.parquet"
-    variables = {key: text for key, text in os.environ.items() if key != "PYTHONSAFEPATH"}
-    recording = [sys.executable, "-P", "-m", "workbench", "record", "-o", str(trace)]
-    done = subprocess.run(
-        [*recording, str(example), "--steps", str(STEPS)],
-        cwd=tmp_path,
-        env=variables,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    events = load_trace(str(trace))[0].traffic("cpu").events()
+def test_the_examples_get_the_same_blocks(example_trace: Path) -> None:
+    events = load_trace(str(example_trace))[0].traffic("cpu").events()
     assert len(events) > 1000
     for allocator_settings in SETTINGS:
         assert_the_same(events, allocator_settings)

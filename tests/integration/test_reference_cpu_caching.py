@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,9 +18,6 @@ from workbench.replay import _engine
 from workbench.replay.events import load_trace
 
 pytestmark = pytest.mark.torch
-
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
-STEPS = 6
 
 
 def assert_the_same(events: _engine.Events, ops: Sequence[str], backend: str) -> None:
@@ -55,21 +49,8 @@ def assert_the_same(events: _engine.Events, ops: Sequence[str], backend: str) ->
             theirs_of = {mine: other for other, mine in mine_of.items()}
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_the_examples_get_the_same_blocks(example: Path, tmp_path: Path) -> None:
-    trace = tmp_path / "run.parquet"
-    variables = {key: text for key, text in os.environ.items() if key != "PYTHONSAFEPATH"}
-    recording = [sys.executable, "-P", "-m", "workbench", "record", "-o", str(trace)]
-    done = subprocess.run(
-        [*recording, str(example), "--steps", str(STEPS)],
-        cwd=tmp_path,
-        env=variables,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    traffic = load_trace(str(trace))[0].traffic("cpu")
+def test_the_examples_get_the_same_blocks(example_trace: Path) -> None:
+    traffic = load_trace(str(example_trace))[0].traffic("cpu")
     assert len(traffic.op) > 1000
     names = {code: name for name, code in _engine.OPS.items()}
     assert_the_same(traffic.events(), [names[code] for code in traffic.op.tolist()], "simulated")
