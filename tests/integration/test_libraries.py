@@ -221,8 +221,9 @@ def test_a_library_for_pytorch_runs_unchanged_and_tells_nothing(tmp_path: Path) 
     assert memory["rss_growth_bytes"] > 64 << 10
     assert memory["counters"]["ignored_record_streams"] == 1
     assert "1 calls of record_stream went nowhere" in " ".join(info["warnings"])
-    # The library lives on from pass to pass: only a process's first one is cold.
-    assert set(info["throughput"]) == {"steady"}
+    # The library lives on from pass to pass: only a process's first one is cold, which is the timed
+    # one. Throughput is read off it where the clock's own cost is next to nothing of it.
+    assert {"steady"} <= set(info["throughput"]) <= {"cold", "steady"}
     done = wb(tmp_path, "report", "out", "-o", "page.html")
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "page.html").read_text()
