@@ -18,6 +18,7 @@ from workbench.common.units import format_bytes
 from workbench.replay import _engine
 from workbench.replay.cell import device_kind
 from workbench.replay.events import Traffic, load_trace
+from workbench.replay.results import device_calls
 
 CAPACITY = 80 << 30
 SETTINGS = (
@@ -42,9 +43,7 @@ def peak_and_calls(traffic: Traffic, settings: str) -> tuple[int, int]:
         after_oom="continue",
     )
     memory = replay.memory()
-    calls = memory["driver_calls"]
-    made = sum(calls[name] for name in ("alloc", "free", "map", "unmap"))
-    return memory["peaks"]["reserved"]["bytes"], made
+    return memory["peaks"]["reserved"]["bytes"], device_calls(memory["driver_calls"]) or 0
 
 
 def main() -> None:

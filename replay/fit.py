@@ -6,9 +6,9 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from workbench.common.errors import UsageError
+from workbench.common.errors import MissingPartError, UsageError
 from workbench.replay.alloc_conf import RULES, RecordedSettings
-from workbench.replay.allocators import known_allocators, runs_as, unfit_backend
+from workbench.replay.allocators import known_allocators, reference_of, runs_as, unfit_backend
 from workbench.replay.cell import AllocatorSpec, check_completion
 from workbench.replay.fitting import UNIT, Fit, Fits
 from workbench.replay.processes import scratch_folder
@@ -62,13 +62,14 @@ def fit_trace(
     if not options.timeout > 0:
         raise UsageError(f"--timeout {options.timeout:g} is not a time; write seconds above 0")
     choice = choose_allocators(allocators, "simulated", progress)
-    specs = choice.specs
-    for spec in specs:
-        if unfit_backend(spec, "simulated") or known_allocators()[spec.name]["needs_library"]:
-            raise UsageError(
-                f"--allocator {spec.label}: it may take its memory from the system by itself, and "
-                "fits are sought on the simulated device; leave it out"
-            )
+    left_out = list(choice.left_out)
+    specs = []
+    for spec in choice.specs:
+        reference = reference_of(spec)
+        if reference is None or spec in choice.named:
+            specs.append(spec)
+        elif all(name != spec.name for name, _ in left_out):
+            left_out.append((spec.name, f"a reference; the fit of {reference.models} is ours"))
     kinds = {name: info["kind"] for name, info in known_allocators().items()}
     by_kind = load_subjects(
         trace,
@@ -86,7 +87,7 @@ def fit_trace(
             pool,
             progress,
         )
-    return Fits(fits, choice.left_out, options.completion)
+    return Fits(fits, left_out, options.completion)
 
 
 def _advance(progress: Progress, before: int, total: int, ended: int) -> None:
@@ -99,7 +100,18 @@ Search = Generator[list[Candidate], list[Outcome], Fit]
 def run_searches(searches: Sequence[Search], pool: Pool, progress: Progress) -> list[Fit]:
     """All of them in step: what each asks for next is replayed together."""
     fits: dict[int, Fit] = {}
-    asked = {number: next(search) for number, search in enumerate(searches)}
+    asked: dict[int, list[Candidate]] = {}
+
+    def advance(number: int, answers: list[Outcome] | None) -> None:
+        asked.pop(number, None)
+        try:
+            search = searches[number]
+            asked[number] = next(search) if answers is None else search.send(answers)
+        except StopIteration as end:
+            fits[number] = end.value
+
+    for number in range(len(searches)):
+        advance(number, None)
     done, total = 0, _REPLAYS * len(searches)
     while asked:
         batch = [candidate for candidates in asked.values() for candidate in candidates]
@@ -110,11 +122,7 @@ def run_searches(searches: Sequence[Search], pool: Pool, progress: Progress) -> 
         for number, candidates in list(asked.items()):
             answers = outcomes[at : at + len(candidates)]
             at += len(candidates)
-            try:
-                asked[number] = searches[number].send(answers)
-            except StopIteration as end:
-                fits[number] = end.value
-                del asked[number]
+            advance(number, answers)
     progress("Replaying", total, total)
     return [fits[number] for number in range(len(searches))]
 
@@ -142,7 +150,13 @@ def smallest_device(subject: Subject, spec: AllocatorSpec, completion: str) -> S
     """
 
     found = partial(Fit, subject, spec, rules=rules_of(subject, spec))
-    allocator, settings = runs_as(found(status="").replayed)
+    try:
+        reason = _unfit(spec)
+        allocator, settings = (spec.name, "") if reason else runs_as(found(status="").replayed)
+    except MissingPartError as error:
+        reason = str(error)
+    if reason:
+        return found("unavailable", f"cannot be fitted: {reason}")
 
     def sized(unit: int | None) -> Candidate:
         return Candidate(
@@ -182,8 +196,18 @@ def smallest_device(subject: Subject, spec: AllocatorSpec, completion: str) -> S
     )
 
 
+def _unfit(spec: AllocatorSpec) -> str:
+    """Why no size of a simulated device says anything of `spec`; empty where one does."""
+    if known_allocators()[spec.name]["needs_library"] or unfit_backend(spec, "simulated"):
+        return (
+            "it may take its memory from the system by itself, and fits are sought on the "
+            "simulated device"
+        )
+    return ""
+
+
 def _is_unhindered(outcome: Outcome) -> bool:
-    return outcome.completed and not outcome.retries and not outcome.refused_calls
+    return outcome.completed and not outcome.known_retries and not outcome.refused_calls
 
 
 def _measure(

@@ -59,7 +59,7 @@ def _row(fit: Fit, several: bool) -> list[str]:
         exact(fit.capacity),
         live,
         f"{format_bytes(fit.headroom)} ({fit.headroom_share:.1%})",
-        f"{fit.at.retries:,}",
+        "not reported" if fit.at.retries is None else f"{fit.at.retries:,}",
         f"{fit.at.device_calls:,}",
         exact(fit.roomy),
     ]

@@ -25,7 +25,7 @@ class Fit:
         allocator: and its settings, as asked for.
         rules: the setting ``rules:…`` that a replay of this trace needs besides; empty for none.
         status: ``fits``, ``never`` (not on a device without limit either), ``refused``,
-            ``crashed`` or ``timed_out``.
+            ``crashed``, ``timed_out``, or ``unavailable`` (it cannot be fitted at all).
         reason: one sentence, without a full stop, where it does not fit.
         capacity: the smallest device, a multiple of `UNIT`: it holds the traffic, and so do all
             larger ones that were tried; one `UNIT` less does not.

@@ -16,7 +16,7 @@ def measure(outcome: Outcome, name: str) -> int:
     """One of `MEASURES` of a replay: bytes, or a number of calls."""
     return {
         "peak_reserved": outcome.peak_reserved,
-        "retries": outcome.retries,
+        "retries": outcome.known_retries,
         "device_calls": outcome.device_calls,
     }[name]
 

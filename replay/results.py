@@ -85,6 +85,19 @@ _COUNTED = ("requested", "live_requested", "allocated", "active", "reserved")
 _PEAK = {"bytes": _Null(int), "event": _Null(int), "time_ns": _Null(int)}
 # The parts of reserved memory, in the order in which they are shown; they add up to it.
 WATERFALL = ("live_requested", "rounding", "pending", "stranded", "cached")
+
+
+def device_calls(driver_calls: Mapping[str, Any]) -> int | None:
+    """The calls that an allocator made to the driver or the system and that were served.
+
+    All of ``memory.driver_calls`` count, those to the driver's pool and of CUDA events too, but not
+    ``refused``. None where they are not reported.
+    """
+    if driver_calls.get("alloc") is None:
+        return None
+    return sum(number or 0 for name, number in driver_calls.items() if name != "refused")
+
+
 # How a plan served its traffic: allocations by where they came from, mismatches, bytes.
 SERVED = (
     *("planned", "unmanaged", "other_threads", "outside", "mismatches", "fallback"),

@@ -73,8 +73,9 @@ class Outcome:
         peaks: by name, as in docs/result-format.md; as far as the replay came.
         finals: the same after the last event.
         waterfall: the parts of the reserved bytes at their peak.
-        retries: last tries for a segment after everything cached was released.
-        device_calls: calls that took memory from the device or gave it back.
+        retries: last tries for a segment after everything cached was released; None where the
+            allocator does not report them.
+        device_calls: calls to the driver that were served, as in docs/result-format.md.
         refused_calls: calls that the device refused.
         oom: the first refusal: ``event`` (place in the traffic), ``requested`` …; None without.
         warnings: what the engine says of the settings, without full stops.
@@ -85,7 +86,7 @@ class Outcome:
     peaks: dict[str, int] = field(default_factory=dict)
     finals: dict[str, int] = field(default_factory=dict)
     waterfall: dict[str, int] = field(default_factory=dict)
-    retries: int = 0
+    retries: int | None = 0
     device_calls: int = 0
     refused_calls: int = 0
     oom: dict[str, Any] | None = None
@@ -100,6 +101,11 @@ class Outcome:
     def measured(self) -> bool:
         """Whether there is an answer: completed, or out of memory."""
         return self.status in ("ok", "out_of_memory")
+
+    @property
+    def known_retries(self) -> int:
+        """Retries as far as they are reported, to compare by."""
+        return self.retries or 0
 
     @property
     def peak_reserved(self) -> int:

@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench.replay import _engine
+from workbench.replay.results import device_calls
 from workbench.replay.worker import die_with_parent, load_events
-
-# Calls that take memory from the device or give it back.
-DEVICE_CALLS = ("alloc", "free", "map", "unmap")
 
 
 def measure(events: Any, task: dict[str, Any]) -> dict[str, Any]:
@@ -47,8 +45,8 @@ def measure(events: Any, task: dict[str, Any]) -> dict[str, Any]:
         "peaks": {name: peak["bytes"] for name, peak in found["peaks"].items()},
         "finals": found["finals"],
         "waterfall": found["waterfall"],
-        "retries": found["counters"].get("retries", 0),
-        "device_calls": sum(calls[name] for name in DEVICE_CALLS),
+        "retries": found["counters"]["retries"],
+        "device_calls": device_calls(calls) or 0,
         "refused_calls": calls["refused"],
         "oom": found["oom"],
         "warnings": found["warnings"],

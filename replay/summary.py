@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from workbench.common.errors import UsageError
 from workbench.common.units import format_bytes, format_duration
-from workbench.replay.results import WATERFALL, CellResult
+from workbench.replay.results import WATERFALL, CellResult, device_calls
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 STATES = ("cold", "steady")
 KINDS = ("alloc", "free")
 QUANTILES = ("p50", "p99", "max")
-# Calls that take memory from the device or give it back.
-DEVICE_CALLS = ("alloc", "free", "map", "unmap")
 SOURCES = {
     "ours": "our own implementation, which is faster than PyTorch's by design",
     "reference": "PyTorch's own code",
@@ -62,9 +60,7 @@ def _row(info: Mapping[str, Any]) -> dict[str, Any]:
         "rounding_share": _rounding_share(waterfall),
         **{f"waterfall_{part}_bytes": waterfall.get(part) for part in WATERFALL},
         "resident_growth_bytes": memory.get("rss_growth_bytes"),
-        "device_calls": None
-        if calls.get("alloc") is None
-        else sum(calls.get(name) or 0 for name in DEVICE_CALLS),
+        "device_calls": device_calls(calls),
         "latency_source": info["allocator"]["latency_source"],
     }
     states = (info["latency"] or {}).get("states", {})

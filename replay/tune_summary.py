@@ -105,7 +105,7 @@ def _numbers(tried: Tried, subject: Subject) -> list[str]:
         format_bytes(outcome.peak_reserved),
         f"{format_bytes(over)} ({over / subject.peak_live:.1%})" if row is None else "-",
         f"{outcome.device_calls:,}",
-        f"{outcome.retries:,}",
+        f"{outcome.known_retries:,}",
         status if row is None else f"{status} at row {row:,}",
     ]
 

@@ -44,8 +44,8 @@ class Tried:
 
     def retries_more(self, default: Tried) -> bool:
         """Whether it makes the program wait for the device more often than the defaults do."""
-        usual = default.outcome.retries if default.outcome.completed else 0
-        return self.outcome.retries > usual
+        usual = default.outcome.known_retries if default.outcome.completed else 0
+        return self.outcome.known_retries > usual
 
     def rank(self, default: Tried) -> float:
         """The less the better: what completes without more retries, then what completes, the rest.
@@ -117,8 +117,8 @@ def choose(tried: Sequence[Tried], default: Tried) -> Tried:
     """
     completed = [one for one in tried if one.value is not None]
     if not default.outcome.completed and completed:
-        fewest = min(one.outcome.retries for one in completed)
-        completed = [one for one in completed if one.outcome.retries == fewest]
+        fewest = min(one.outcome.known_retries for one in completed)
+        completed = [one for one in completed if one.outcome.known_retries == fewest]
     else:
         completed = [one for one in completed if not one.retries_more(default)]
     able = {one: one.value for one in completed if one.value is not None}

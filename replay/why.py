@@ -343,7 +343,7 @@ def _cost(outcome: Outcome, own: Outcome) -> tuple[float, ...]:
         return (1, -float(outcome.oom["event"]) if outcome.oom else 0, 0, 0)
     step = max(own.peak_reserved * ENOUGH, 1)
     calls = max(own.device_calls * _MANY_CALLS, 1)
-    return (0, outcome.retries, outcome.peak_reserved // step, outcome.device_calls // calls)
+    return (0, outcome.known_retries, outcome.peak_reserved // step, outcome.device_calls // calls)
 
 
 def _assumptions(

@@ -200,7 +200,7 @@ def _row(choice: Choice, recorded: bool) -> list[str]:
     return [
         {"ok": "serves all", "out_of_memory": "out of memory"}.get(outcome.status, outcome.status),
         format_bytes(outcome.peak_reserved),
-        f"{outcome.retries:,}",
+        f"{outcome.known_retries:,}",
         f"{outcome.device_calls:,}",
         f"{fit.capacity // 2**20:,} MiB" if fit and fit.capacity else "",
         masked(choice.settings or "default") + (" (recorded)" if recorded else ""),
@@ -257,7 +257,7 @@ def _smallest(why: Why) -> Iterator[str]:
     own = None if why.failure_is_missed else why.recorded.fit
     told = []
     if own is not None and own.capacity:
-        retries = own.at.retries if own.at else 0
+        retries = own.at.known_retries if own.at else 0
         costs = ""
         if retries and own.roomy:
             many = some(retries, "retry", "retries")

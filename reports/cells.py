@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from workbench.common.errors import BrokenFileError
-from workbench.replay.results import CELL_FILE, CellResult
+from workbench.replay.results import CELL_FILE, CellResult, device_calls
 from workbench.reports import formats
 
 # Every colour has a contrast of at least 3:1 against the light and the dark page, so that one
@@ -121,12 +121,8 @@ class Cell:
 
     @property
     def driver_calls(self) -> int | None:
-        """Memory taken from and given back to the device; None where it was not counted."""
-        calls = (self.info.get("memory") or {}).get("driver_calls")
-        names = ("alloc", "free", "map", "unmap")
-        if not calls or calls["alloc"] is None:
-            return None
-        return sum(calls.get(name) or 0 for name in names)
+        """Calls to the driver or the system; None where they were not counted."""
+        return device_calls((self.info.get("memory") or {}).get("driver_calls") or {})
 
     @property
     def latency_source(self) -> str | None:

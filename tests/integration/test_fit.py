@@ -68,8 +68,10 @@ def test_all_fits_everything_that_can_run_here(make_trace: MakeTrace, tmp_path: 
     make_trace()
     done = wb(tmp_path, "fit", "run.parquet", "--allocator", "all")
     assert done.returncode == 0, done.stderr
-    for words in ("caching *", "cpu-caching", "direct", "* as-if replay: cpu traffic"):
+    for words in ("caching *", "cpu-caching", "direct", "async *", "* as-if replay: cpu traffic"):
         assert words in done.stdout
+    for name in ("pluggable", "torch-cpu-caching", "torch-host-pinned", "torch-plan"):
+        assert f"Left out: {name} (" in done.stdout
 
 
 def test_each_rank_has_its_own_answer(make_trace: MakeTrace, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
+from io import StringIO
 
 import pytest
 from caching_settings import random_settings
@@ -11,12 +13,14 @@ from engine_events import Operation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_operations import commands, operations_of
+from rich.console import Console
 from searches import LocalPool, subject_of
 
 from workbench.replay import _engine
 from workbench.replay.cell import AllocatorSpec
 from workbench.replay.fit import BELOW, run_searches, smallest_device
-from workbench.replay.fitting import UNIT, Fit
+from workbench.replay.fit_summary import html, parts
+from workbench.replay.fitting import UNIT, Fit, Fits
 from workbench.replay.search import Candidate, Outcome
 
 MIB = 2**20
@@ -162,3 +166,35 @@ def test_several_searches_go_on_in_step_and_end_apart() -> None:
     assert [one.status for one in found] == ["fits", "fits", "refused"]
     assert [one.allocator for one in found] == specs
     assert all(done <= total for done, total in seen)
+
+
+RUN_HERE = [info["name"] for info in _engine.allocators() if not info["needs_library"]]
+
+
+@pytest.mark.parametrize("allocator", RUN_HERE)
+def test_every_allocator_has_a_row_whatever_it_does_not_report(allocator: str) -> None:
+    found = fit([("alloc", 0, 3 * MIB, 0), ("free", 0, 3 * MIB, 0)], allocator)
+    assert found.status == "fits"
+    shown = Fits([found])
+    assert json.loads(json.dumps(shown.document()))["fits"][0]["label"] == allocator
+    console = Console(width=200, file=StringIO(), record=True)
+    for part in parts(shown):
+        console.print(part)
+    row = next(line for line in console.export_text().splitlines() if f"│ {allocator}" in line)
+    assert found.at is not None
+    assert ("not reported" in row) == (found.at.retries is None)
+    assert html(shown)
+
+
+@pytest.mark.parametrize("name", ["torch-plan", "torch-cpu-caching", "pluggable"])
+def test_what_takes_memory_by_itself_is_a_row_that_says_so(name: str) -> None:
+    subject = subject_of([("alloc", 0, MIB, 0)])
+    specs = [AllocatorSpec(name), AllocatorSpec("direct")]
+    found = run_searches(
+        [smallest_device(subject, spec, "recorded") for spec in specs],
+        LocalPool(subject),
+        lambda *_: None,
+    )
+    assert [one.status for one in found] == ["unavailable", "fits"]
+    assert found[0].reason is not None
+    assert found[0].reason.startswith("cannot be fitted: it may take its memory from the system")

@@ -14,7 +14,13 @@ import pytest
 from workbench.common.errors import BrokenFileError, RunError, UsageError
 from workbench.replay import result_writer
 from workbench.replay.result_writer import check_free, prepare_output, write_result
-from workbench.replay.results import TABLES, CellResult, find_results, load_results
+from workbench.replay.results import (
+    TABLES,
+    CellResult,
+    device_calls,
+    find_results,
+    load_results,
+)
 
 KEY = {"fingerprint": "f", "device": "cpu"}
 
@@ -301,3 +307,10 @@ def test_text_that_is_not_utf8_is_a_broken_file(
     pq.write_table(table, folder / "latency.parquet")
     with pytest.raises(BrokenFileError, match=r"latency\.parquet"):
         _ = CellResult(folder).latency
+
+
+def test_device_calls_count_every_call_that_was_served() -> None:
+    assert device_calls({"alloc": 2, "free": 1, "refused": 5, "pool_alloc": 7}) == 10
+    assert device_calls({"alloc": 0, "free": 0, "event_record": 3, "stream_wait": 4}) == 7
+    assert device_calls(dict.fromkeys(("alloc", "free", "pool_alloc"))) is None
+    assert device_calls({}) is None
