@@ -28,6 +28,7 @@ class AllocatorInfo(TypedDict):
     runs_plan: bool
     needs_library: bool
     latency_source: str
+    is_model: bool
     available: bool
     reason: str
 

@@ -204,6 +204,7 @@ class Cell:
     order: str = "global"
     backend_is_model: bool = field(default=False, compare=False)
     latency_source: str = field(default="ours", compare=False)
+    is_model: bool = field(default=False, compare=False)
 
     @property
     def as_if(self) -> bool:

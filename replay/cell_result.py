@@ -55,6 +55,7 @@ def cell_result(
             "settings": cell.allocator.settings_by_key(),
             "kind": cell.kind,
             "latency_source": cell.latency_source,
+            "is_model": cell.is_model,
         },
         "backend": {"name": cell.backend, "is_model": cell.backend_is_model},
         "as_if": cell.as_if,

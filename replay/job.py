@@ -137,6 +137,7 @@ def make_jobs(
                     order=options.order,
                     backend_is_model=backend["is_model"],
                     latency_source=info["latency_source"],
+                    is_model=info["is_model"],
                 )
                 if device not in prepared:
                     folder = scratch / f"events-{len(jobs)}"

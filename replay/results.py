@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from workbench.common.errors import BrokenFileError
+from workbench.common.units import format_bytes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,7 +133,13 @@ _RESULT: dict[str, Any] = {
         "threads?": int,
         "peak_live_bytes": int,
     },
-    "allocator": {"name": str, "settings": _Each(str), "kind?": str, "latency_source?": str},
+    "allocator": {
+        "name": str,
+        "settings": _Each(str),
+        "kind?": str,
+        "latency_source?": str,
+        "is_model?": bool,
+    },
     "backend": {"name": str, "is_model": bool},
     "as_if": bool,
     "capacity": {"bytes": _Null(int), "source": str},
@@ -205,6 +212,7 @@ _RESULT: dict[str, Any] = {
     "machine": _Each((*_PLAIN, list), filled=True),
     "versions": _Each(_PLAIN),
     "warnings": [str],
+    "left_out?": [{"name": str, "reason": str}],
     "command": str,
     "created": str,
 }
@@ -319,6 +327,14 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
+def rounding_share(waterfall: Mapping[str, Any]) -> float | None:
+    """The share of allocated bytes that nobody asked for, at the peak of reserved."""
+    rounding, asked = waterfall.get("rounding"), waterfall.get("live_requested")
+    if rounding is None or asked is None:
+        return None
+    return rounding / (rounding + asked) if rounding else 0.0
+
+
 class CellResult:
     """One result: a cell's folder.
 
@@ -354,6 +370,31 @@ class CellResult:
         Empty where PyTorch's original keeps none, and where the memory pass did not end.
         """
         return dict((self.info["memory"] or {}).get("torch_statistics", {}))
+
+    @property
+    def plan_note(self) -> str | None:
+        """How good the cell's plan is and how the traffic kept to it; None without a plan."""
+        plan = self.info.get("plan")
+        if not plan:
+            return None
+        ratio = "" if plan["ratio"] is None else f", {plan['ratio']:.4f} of the lower bound"
+        height = format_bytes(plan["height_bytes"])
+        said = [f"{self.info['label']}: {plan['managed']:,} planned in {height}{ratio}"]
+        served = plan["served"] or {}
+        for name, text in (
+            ("unmanaged", "not freed within the plan"),
+            ("other_threads", "by other threads"),
+            ("outside", "before the plan begins"),
+        ):
+            if served.get(name):
+                said.append(f"{served[name]:,} allocations {text} came from raw memory")
+        if served.get("mismatches") or served.get("fallback"):
+            said.append(
+                f"{served['mismatches']:,} mismatches sent {served['fallback']:,} allocations of "
+                f"{format_bytes(served['fallback_bytes'])} to raw memory, at most "
+                f"{format_bytes(served['peak_fallback_bytes'])} at once"
+            )
+        return "; ".join(said) + "."
 
     def snapshot_at(self, event: SupportsIndex | str) -> Snapshot:
         """Segments and blocks after an event; the trace is replayed in this process up to its end.

@@ -78,6 +78,7 @@ def replay_traces(
             except RunError as error:
                 session.errors.append(str(error))
                 continue
+            info["left_out"] = [{"name": name, "reason": why} for name, why in choice.left_out]
             write_result(job.folder, info, tables, force=options.force)
             session.results.append(CellResult(job.folder))
             spec, status = job.cell.allocator, info["outcome"]["status"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from workbench.common.errors import UsageError
 from workbench.common.units import format_bytes, format_duration
-from workbench.replay.results import WATERFALL, CellResult, device_calls
+from workbench.replay.results import WATERFALL, CellResult, device_calls, rounding_share
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +57,7 @@ def _row(info: Mapping[str, Any]) -> dict[str, Any]:
             for name in ("requested", "allocated", "reserved")
         },
         "unused_share": memory.get("unused_share"),
-        "rounding_share": _rounding_share(waterfall),
+        "rounding_share": rounding_share(waterfall),
         **{f"waterfall_{part}_bytes": waterfall.get(part) for part in WATERFALL},
         "resident_growth_bytes": memory.get("rss_growth_bytes"),
         "device_calls": device_calls(calls),
@@ -75,14 +75,6 @@ def _row(info: Mapping[str, Any]) -> dict[str, Any]:
             info["throughput"].get(state, {}).get("events_per_s", {}).get("median")
         )
     return {**row, "outcome": info["outcome"]["status"], "reason": info["outcome"]["reason"]}
-
-
-def _rounding_share(waterfall: Mapping[str, Any]) -> float | None:
-    """The share of allocated bytes that nobody asked for, at the peak of reserved."""
-    rounding, asked = waterfall.get("rounding"), waterfall.get("live_requested")
-    if rounding is None or asked is None:
-        return None
-    return rounding / (rounding + asked) if rounding else 0.0
 
 
 def _share(value: float | None) -> str:
@@ -288,8 +280,8 @@ def notes(results: Sequence[CellResult], left_out: Iterable[tuple[str, str]] = (
                 "Latencies include two clock reads, which cost "
                 f"{format_duration(info['harness']['clock_cost_ns'])} here."
             ] = None
-        if info.get("plan"):
-            found[_plan_note(info["label"], info["plan"])] = None
+        if result.plan_note is not None:
+            found[result.plan_note] = None
         if info["outcome"]["reason"]:
             found[f"{info['label']}: {info['outcome']['reason']}."] = None
     for name, reason in left_out:
@@ -304,27 +296,6 @@ def notes(results: Sequence[CellResult], left_out: Iterable[tuple[str, str]] = (
             )
         )
     return _one_clock_note(found)
-
-
-def _plan_note(label: str, plan: Mapping[str, Any]) -> str:
-    """How good a plan is and how its traffic kept to it."""
-    ratio = "" if plan["ratio"] is None else f", {plan['ratio']:.4f} of the lower bound"
-    said = [f"{label}: {plan['managed']:,} planned in {format_bytes(plan['height_bytes'])}{ratio}"]
-    served = plan["served"] or {}
-    for name, text in (
-        ("unmanaged", "not freed within the plan"),
-        ("other_threads", "by other threads"),
-        ("outside", "before the plan begins"),
-    ):
-        if served.get(name):
-            said.append(f"{served[name]:,} allocations {text} came from raw memory")
-    if served.get("mismatches") or served.get("fallback"):
-        said.append(
-            f"{served['mismatches']:,} mismatches sent {served['fallback']:,} allocations of "
-            f"{format_bytes(served['fallback_bytes'])} to raw memory, at most "
-            f"{format_bytes(served['peak_fallback_bytes'])} at once"
-        )
-    return "; ".join(said) + "."
 
 
 def _one_clock_note(found: Iterable[str]) -> list[str]:

@@ -411,6 +411,7 @@ nb::list list_allocators() {
     item["runs_plan"] = entry.runs_plan;
     item["needs_library"] = entry.needs_library;
     item["latency_source"] = entry.needs_library ? "library" : "ours";
+    item["is_model"] = entry.is_model;
     item["available"] = true;
     item["reason"] = "";
     list.append(item);

@@ -64,8 +64,8 @@ class TellsOfTheDefect {
   static void tell(int) {
     static constexpr char kWords[] =
         "PyTorch's own planner, c10::AllocationPlanner, crashed, as it does where two free ranges "
-        "have the same size, which is nearly every trace; plan with planner:greedy is the same "
-        "without the defect\n";
+        "have the same size, which is nearly every trace; plan with planner:greedy has the "
+        "same rule without the defect\n";
     // The fault comes again, to whoever would have had it.
     put_back();
     if (write(STDERR_FILENO, kWords, sizeof kWords - 1) < 0) return;

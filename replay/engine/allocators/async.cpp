@@ -380,6 +380,7 @@ const bool registered = allocator_registry().add({
                          "chunk_mb:2,reuse_follow_event_dependencies:False,"
                          "reuse_allow_internal_dependencies:False",
                          "per_process_memory_fraction:0.9"},
+    .is_model = true,
 });
 
 }  // namespace
