@@ -11,12 +11,16 @@ from workbench.reports.cells import Cell
 def answer(cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
     """What to conclude about the cells of one trace, and what to keep in mind, as HTML sentences.
 
-    Only what can serve the recorded program as it is can be the answer: as-if replays are told
-    among the remarks, and never as a recommendation.
+    Only what can serve the recorded program as it is can be the answer: as-if replays, references
+    and replays whose threads raced are told among the remarks, and never as a recommendation.
     """
-    fit = [cell for cell in cells if cell.status == "ok" and cell.peak("reserved") is not None]
-    real = sorted((c for c in fit if not c.as_if), key=_reserved)
-    as_if = sorted((c for c in fit if c.as_if), key=_reserved)
+    whole = [cell for cell in cells if cell.status == "ok" and cell.peak("reserved") is not None]
+    whole.sort(key=_reserved)
+    raced = [cell for cell in whole if cell.races]
+    fit = [cell for cell in whole if not cell.races]
+    as_if = [cell for cell in fit if cell.as_if]
+    references = [cell for cell in fit if cell.is_reference and not cell.as_if]
+    real = [cell for cell in fit if not cell.as_if and not cell.is_reference]
     sentences: list[str] = []
     remarks: list[str] = []
     if real:
@@ -35,19 +39,32 @@ def answer(cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
                     f"{_name(most)} needs the most of those that can serve it: "
                     f"<strong>{formats.size(most.peak('reserved'))}</strong>{_distance(most)}{_calls(most)}."
                 )
-    elif not as_if:
+    elif raced and not fit:
+        sentences.append("Memory is not compared: in these replays the recorded threads raced.")
+    elif not whole:
         sentences.append("No allocator got through this trace; the table says where each ended.")
     if as_if:
-        told = ", ".join(f"{_name(c)} {formats.size(c.peak('reserved'))}" for c in as_if)
         remarks.append(
-            f"Replayed as if the traffic were a device's: {told}. "
+            f"Replayed as if the traffic were a device's: {_peaks(as_if)}. "
             "That shows how these allocators behave, not what to deploy in this program."
         )
+    if references:
+        remarks.append(f"PyTorch's own code, for comparison: {_peaks(references)}.")
+    if raced:
+        remarks.append(
+            f"Threads raced: {_peaks(raced)}. What is live at once then differs from run to run, "
+            "so this memory is no verdict; the order global compares it."
+        )
+    remarks += [formats.markup(c.result.plan_note, 2000) for c in cells if c.result.plan_note]
     for cell in cells:
         if cell.status == "out_of_memory":
             remarks.append(f"{_name(cell)} ran out of memory.")
         elif cell.status != "ok":
             remarks.append(f"{_name(cell)} has no result: {cell.status.replace('_', ' ')}.")
+    remarks += [
+        f"Left out of <code>all</code>: {formats.markup(name)} ({formats.markup(reason)})."
+        for name, reason in _left_out(cells)
+    ]
     if cells and not cells[0].info["trace"]["complete"]:
         lost = cells[0].info["trace"]["lost_events"]
         remarks.append(
@@ -59,6 +76,17 @@ def answer(cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
 
 def _reserved(cell: Cell) -> int:
     return cell.peak("reserved") or 0
+
+
+def _peaks(cells: Sequence[Cell]) -> str:
+    return ", ".join(f"{_name(cell)} {formats.size(_reserved(cell))}" for cell in cells)
+
+
+def _left_out(cells: Sequence[Cell]) -> list[tuple[str, str]]:
+    """What could not run beside these cells and why; not what ran at another time."""
+    ran = {cell.info["allocator"]["name"] for cell in cells}
+    found = [(one["name"], one["reason"]) for c in cells for one in c.info.get("left_out", ())]
+    return [one for one in dict.fromkeys(found) if one[0] not in ran]
 
 
 def _name(cell: Cell) -> str:

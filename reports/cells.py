@@ -16,7 +16,8 @@ from workbench.reports import formats
 
 # Every colour has a contrast of at least 3:1 against the light and the dark page, so that one
 # palette serves both; the first four follow Okabe and Ito, whose colours stay apart for readers who
-# are colour-blind. The dash is a second sign beside the colour, for them and for grey prints.
+# are colour-blind. The dash is a second sign beside the colour, for them and for grey prints, and
+# tells apart those whose colour comes again.
 COLOURS = (
     "#0072b2",
     "#d55e00",
@@ -27,9 +28,11 @@ COLOURS = (
     "#4a8a9c",
     "#8a7f86",
 )
-DASHES = ("solid", "dash", "dot", "dashdot")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+# Of the small sign before a name: they change where the colours begin again.
+SHAPES = ("square", "circle", "diamond")
 
-AS_IF, MODEL, REFERENCE = "as if", "model", "reference"
+AS_IF, MODEL, REFERENCE, ORDER = "as if", "model", "reference", "order"
 
 # What a page cannot do without, beyond what every reader of a result checks.
 _FIELDS: dict[str, tuple[str, ...]] = {
@@ -53,6 +56,7 @@ class Cell:
         trace: the name of the trace, unique on the page, not yet escaped.
         colour: of the cell's lines and bars, as ``#rrggbb``.
         dash: of the cell's lines, a Plotly dash.
+        shape: of the sign before its name in tables.
     """
 
     result: CellResult
@@ -60,6 +64,7 @@ class Cell:
     trace: str
     colour: str
     dash: str
+    shape: str
 
     @property
     def info(self) -> dict[str, Any]:
@@ -88,8 +93,9 @@ class Cell:
 
     @property
     def is_model(self) -> bool:
-        """Whether the memory came from a model of a device."""
-        return bool(self.info["backend"]["is_model"])
+        """Whether the memory came from a model: of a device, or of the driver's pool."""
+        models = (self.info["backend"]["is_model"], self.info["allocator"].get("is_model", False))
+        return any(models)
 
     @property
     def is_reference(self) -> bool:
@@ -97,9 +103,29 @@ class Cell:
         return bool(self.info["allocator"].get("latency_source") == "reference")
 
     @property
+    def order(self) -> str:
+        """In which order the recorded threads made their calls."""
+        return str(self.info.get("order", "global"))
+
+    @property
+    def races(self) -> bool:
+        """Whether who came first was a race: then what is live at once is this run's alone."""
+        return self.order != "global" and self.info["trace"].get("threads", 2) > 1
+
+    @property
+    def was_measured(self) -> bool:
+        """Whether its memory was; not where the process crashed, hung or was not started."""
+        return bool(self.info.get("memory"))
+
+    @property
     def marks(self) -> list[str]:
         """What must be said wherever the cell's numbers appear."""
-        marks = ((AS_IF, self.as_if), (MODEL, self.is_model), (REFERENCE, self.is_reference))
+        marks = (
+            (AS_IF, self.as_if),
+            (MODEL, self.is_model),
+            (REFERENCE, self.is_reference),
+            (f"{ORDER} {self.order}", self.races),
+        )
         return [mark for mark, holds in marks if holds]
 
     @property
@@ -109,7 +135,12 @@ class Cell:
 
     @property
     def live_peak(self) -> int:
-        """Peak live bytes of the whole trace: no allocator can hold less."""
+        """Peak live bytes, below which no allocator can hold; 0 where that is not known.
+
+        Of the whole trace, or of the replay where threads raced and decided what was live at once.
+        """
+        if self.races:
+            return self.peak("live_requested") or 0
         return int(self.info["trace"]["peak_live_bytes"])
 
     def peak(self, name: str) -> int | None:
@@ -168,7 +199,8 @@ def name_cells(results: Sequence[CellResult]) -> list[Cell]:
                 label=label,
                 trace=traces[result.info["trace"]["fingerprint"]],
                 colour=COLOURS[number % len(COLOURS)],
-                dash=DASHES[number % len(DASHES)],
+                dash=DASHES[(number % len(COLOURS) + number // len(COLOURS)) % len(DASHES)],
+                shape=SHAPES[number // len(COLOURS) % len(SHAPES)],
             )
         )
     return sorted(cells, key=lambda c: fingerprints.index(c.info["trace"]["fingerprint"]))

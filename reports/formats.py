@@ -10,6 +10,7 @@ from typing import Any
 from workbench.common.units import format_bytes, format_duration
 
 NOT_REPORTED = "not reported"
+NOT_MEASURED = "-"
 _LONGEST = 400
 
 
@@ -41,6 +42,11 @@ def markup(text: object, longest: int = _LONGEST) -> str:
 def count(value: float | None) -> str:
     """A whole number with thousands separated, as ``12,345``."""
     return NOT_REPORTED if value is None else f"{value:,.0f}"
+
+
+def median_count(value: float) -> str:
+    """A median of counts, which may be a half: ``0.5`` is not 0."""
+    return f"{value:,.1f}".removesuffix(".0")
 
 
 def size(value: float | None) -> str:

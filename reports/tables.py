@@ -6,14 +6,19 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from workbench.replay.results import rounding_share
 from workbench.reports import formats
 from workbench.reports.cells import AS_IF, MODEL, REFERENCE, Cell
 
 _MARK_MEANING = {
     AS_IF: "as-if replay: recorded on another kind of device; shown, never recommended from",
-    MODEL: "the memory came from a model of a device, not from the device",
-    REFERENCE: "PyTorch's own code, compiled against the installed torch",
+    MODEL: "the memory came from a model, of a device or of the driver's pool of memory",
+    REFERENCE: "PyTorch's own code, compiled against the installed torch; for comparison",
 }
+_RACE_MEANING = (
+    "the recorded threads raced: what was live at once is this run's alone, and its memory is not "
+    "compared with others"
+)
 _SOURCE_MEANING = {
     "ours": "latency of the workbench's own implementation, not of PyTorch's",
     "reference": "latency of PyTorch's own code",
@@ -28,18 +33,24 @@ STATES = ("cold", "steady")
 
 def badge(word: str, meaning: str, kind: str = "mark") -> str:
     """A small label whose meaning shows on hover and is read aloud."""
-    return f'<span class="badge {kind}" title="{formats.markup(meaning)}">{word}</span>'
+    shown = formats.markup(word)
+    return f'<span class="badge {kind}" title="{formats.markup(meaning)}">{shown}</span>'
+
+
+def _marks(cell: Cell) -> list[tuple[str, str]]:
+    """The cell's marks, each with its meaning."""
+    return [(mark, _MARK_MEANING.get(mark, _RACE_MEANING)) for mark in cell.marks]
 
 
 def badges(cell: Cell) -> str:
     """The cell's marks as small labels."""
-    return "".join(f" {badge(mark, _MARK_MEANING[mark])}" for mark in cell.marks)
+    return "".join(f" {badge(mark, meaning)}" for mark, meaning in _marks(cell))
 
 
 def memory(cells: Sequence[Cell]) -> str:
     """Peaks and outcomes of the cells of one trace, at least one."""
     heads = (
-        *("live requested", "allocated", "reserved", "over live", "unused share"),
+        *("live requested", "allocated", "reserved", "over live", "unused share", "rounding"),
         "device calls",
     )
     return _table("Peak memory of a cold run", heads, "".join(_memory_row(cell) for cell in cells))
@@ -51,7 +62,21 @@ def time(cells: Sequence[Cell]) -> str:
     if not rows:
         return ""
     heads = (f"{kind} {title}" for kind in _KINDS for _, title in _QUANTILES)
-    return _table("Time of one call", (*heads, "events per second"), rows)
+    return _table("Time of one call", (*heads, "events per second"), rows) + _first_touch(cells)
+
+
+def _first_touch(cells: Sequence[Cell]) -> str:
+    """Which cold latencies have no page faults in them; empty where all or none have."""
+    host = [c for c in cells if c.info["backend"]["name"] == "host" and c.latencies("cold")]
+    without = [cell for cell in host if cell.was_measured and cell.driver_calls is None]
+    if not without or len(without) == len(host):
+        return ""
+    names = ", ".join(formats.markup(cell.label) for cell in without)
+    return (
+        '<p class="key">Cold on host: memory taken from the workbench has each of its pages '
+        f"written within the call, which is most of its time. {names}: from the system, "
+        "untouched, so that these cold latencies have no page faults in them.</p>"
+    )
 
 
 # So many threads are shown of a cell; cell.json has more.
@@ -82,7 +107,7 @@ def _thread_rows(cell: Cell) -> Iterable[str]:
             for quantile, _ in _QUANTILES
         ]
         wait = thread["lock_wait"]
-        numbers += [formats.count(round(wait["count"])), formats.duration(wait["total_ns"])]
+        numbers += [formats.median_count(wait["count"]), formats.duration(wait["total_ns"])]
         yield _row(cell, f" <small>thread {formats.markup(number)}</small>", numbers)
 
 
@@ -98,26 +123,44 @@ def _table(title: str, heads: Iterable[str], rows: str) -> str:
 
 def _row(cell: Cell, after_name: str, numbers: Iterable[str]) -> str:
     body = "".join(f'<td class="number">{number}</td>' for number in numbers)
-    return (
-        f'<tr><th scope="row"><span class="swatch" style="--c:{cell.colour}"></span>'
-        f"{formats.markup(cell.label)}{after_name}</th>{body}</tr>"
-    )
+    name = f"{_swatch(cell)}{formats.markup(cell.label)}{after_name}"
+    return f'<tr><th scope="row">{name}</th>{body}</tr>'
+
+
+def _swatch(cell: Cell) -> str:
+    return f'<span class="swatch {cell.shape}" style="--c:{cell.colour}"></span>'
 
 
 def _memory_row(cell: Cell) -> str:
-    memory = cell.info.get("memory") or {}
-    reserved = cell.peak("reserved")
-    numbers = (
+    numbers = _memory_numbers(cell)
+    ended = _ended(cell)
+    below = f'<tr class="ended"><td colspan="{1 + len(numbers)}"><div>{ended}</div></td></tr>'
+    return _row(cell, badges(cell), numbers) + (below if ended else "")
+
+
+def _memory_numbers(cell: Cell) -> tuple[str, ...]:
+    if not cell.was_measured:
+        return (formats.NOT_MEASURED,) * 7
+    memory, reserved = cell.info["memory"], cell.peak("reserved")
+    unused = formats.NOT_MEASURED if reserved == 0 else formats.share(memory.get("unused_share"))
+    return (
         formats.size(cell.peak("live_requested")),
         formats.size(cell.peak("allocated")),
         f"<strong>{formats.size(reserved)}</strong>{_growth(cell)}",
         formats.above(reserved, cell.live_peak),
-        formats.share(memory.get("unused_share")) if memory else "",
-        formats.count(cell.driver_calls) if memory else "",
+        unused,
+        _rounding(memory.get("waterfall")),
+        formats.count(cell.driver_calls),
     )
-    ended = _ended(cell)
-    below = f'<tr class="ended"><td colspan="{1 + len(numbers)}"><div>{ended}</div></td></tr>'
-    return _row(cell, badges(cell), numbers) + (below if ended else "")
+
+
+def _rounding(waterfall: dict[str, Any] | None) -> str:
+    """The share of allocated bytes that nobody asked for, and below it the bytes."""
+    share = rounding_share(waterfall or {})
+    if not waterfall or not share:
+        return formats.share(share)
+    bytes_ = formats.size(waterfall["rounding"])
+    return f'{formats.share(share)}<span class="spread">{bytes_}</span>'
 
 
 def _growth(cell: Cell) -> str:
@@ -180,7 +223,7 @@ def _ended(cell: Cell) -> str:
 
 def legend(cells: Sequence[Cell]) -> str:
     """What the marks in the table mean, only those that occur."""
-    marks = [(mark, _MARK_MEANING[mark]) for c in cells for mark in c.marks]
+    marks = [mark for cell in cells for mark in _marks(cell)]
     for cell in cells:
         source = cell.latency_source
         if source in _SOURCE_MEANING:
@@ -233,6 +276,7 @@ def what_was_run(cell: Cell) -> str:
         ("backend", formats.markup(info["backend"]["name"])),
         ("capacity", f"{size} ({formats.markup(capacity['source'])})"),
         ("completion", formats.markup(info["completion"])),
+        ("order of threads", formats.markup(cell.order)),
         ("processes", formats.count(info["processes"])),
     ]
     if memory.get("reserved_meaning"):
@@ -251,7 +295,7 @@ def what_was_run(cell: Cell) -> str:
     pairs.append(("written", formats.markup(info["created"])))
     command = f"<pre><code>{formats.markup(info['command'], 4000)}</code></pre>"
     return (
-        f'<details><summary><span class="swatch" style="--c:{cell.colour}"></span>'
+        f"<details><summary>{_swatch(cell)}"
         f"{formats.markup(cell.label)}{badges(cell)}</summary>{definitions(pairs)}{command}</details>"
     )
 
@@ -309,6 +353,8 @@ def _value(name: str, value: Any) -> str:
 
 
 def _counts(counts: dict[str, Any]) -> str:
+    if all(value is None for value in counts.values()):
+        return formats.NOT_REPORTED
     told = (
         f"{formats.markup(name).replace('_', ' ')} {formats.count(value)}"
         for name, value in counts.items()

@@ -107,14 +107,15 @@ def _line(cell: Cell, name: str, most: int) -> tuple[Floats, Floats]:
 
 
 def _live(members: Sequence[Cell], most: int) -> dict[str, Any]:
-    # The same for every cell as far as it got: take the one that got furthest.
-    longest = max(members, key=lambda cell: int(cell.timeline["event_last"].max()))
+    # The same for every cell as far as it got, unless threads raced: take what got furthest.
+    longest = max(members, key=lambda c: (not c.races, int(c.timeline["event_last"].max())))
+    name = f"live requested of {longest.chart_label}" if longest.races else "live requested"
     seconds, values = _line(longest, "live_requested", most)
     return {
         "type": "scatter",
         "mode": "lines",
-        "name": "live requested",
-        "legendgroup": "live requested",
+        "name": name,
+        "legendgroup": name,
         "x": seconds,
         "y": values,
         "line": {"shape": "hv", "width": 0.5, "color": _GREY},

@@ -21,6 +21,12 @@ _BARS = (
 )
 
 
+_RACE = (
+    " Where threads raced it is the run's own, and these rows are not comparable with others: "
+    "what is live at once differs from run to run."
+)
+
+
 def needs(cells: Sequence[Cell]) -> str | None:
     """Left out when no cell reports a peak."""
     if any(cell.peak(name) is not None for cell in cells for name, *_ in _BARS):
@@ -40,20 +46,14 @@ def figure(cells: Sequence[Cell]) -> Drawing:
         if len(groups) > 1:
             annotations.append(_text(f"<b>{formats.markup(trace, 60)}</b>", position - 0.1))
             position += 0.6
-        ordered = sorted(members, key=_reserved_or_last)
-        live = members[0].live_peak
-        bottom = position + len(ordered) - 0.65
-        shapes.append(_floor(live, position - 0.3, bottom))
-        annotations.append(
-            {
-                "text": f"live {formats.size(live)}",
-                "x": live / _MIB,
-                "xanchor": "right",
-                "y": bottom,
-                "yanchor": "top",
-                "showarrow": False,
-            }
-        )
+        ordered = sorted(members, key=lambda cell: (cell.races, _reserved_or_last(cell)))
+        # Where threads raced, each run has a peak of live memory of its own.
+        alike = sum(not cell.races for cell in ordered)
+        floors = [(ordered[0].live_peak, 0, alike)] if alike else []
+        floors += [(ordered[row].live_peak, row, row + 1) for row in range(alike, len(ordered))]
+        for live, first, end in floors:
+            shapes.append(_floor(live, position + first - 0.3, position + end - 0.65))
+            annotations.append(_floor_label(live, position + end - 0.65))
         for cell in ordered:
             rows.append(cell)
             positions.append(position)
@@ -85,7 +85,7 @@ def figure(cells: Sequence[Cell]) -> Drawing:
         words=_words(groups),
         height=int(110 + 72 * position),
         key="Peaks of a cold run. No allocator can get under the dashed line, the peak of live "
-        "memory: what the program itself held.",
+        "memory: what the program itself held." + (_RACE if any(c.races for c in cells) else ""),
     )
 
 
@@ -96,13 +96,15 @@ def _reserved_or_last(cell: Cell) -> float:
 
 def _headline(cell: Cell) -> str:
     reserved = cell.peak("reserved")
-    told = f"<b>{cell.chart_label}</b><br>{formats.size(reserved)}"
+    size = formats.size(reserved) if cell.was_measured else "not measured"
+    told = f"<b>{cell.chart_label}</b><br>{size}"
     if reserved is not None:
         told += " reserved"
     if cell.status != "ok":
         return f"{told}, {cell.status.replace('_', ' ')}"
     distance = formats.above(reserved, cell.live_peak)
-    return f"{told}, {distance} over live" if distance else told
+    live = "its own live" if cell.races else "live"
+    return f"{told}, {distance} over {live}" if distance else told
 
 
 def _text(text: str, row: float) -> dict[str, Any]:
@@ -126,6 +128,17 @@ def _floor(live: int, top: float, bottom: float) -> dict[str, Any]:
         "y0": top,
         "y1": bottom,
         "line": {"dash": "dash", "width": 1.5, "color": "#808790"},
+    }
+
+
+def _floor_label(live: int, bottom: float) -> dict[str, Any]:
+    return {
+        "text": f"live {formats.size(live)}",
+        "x": live / _MIB,
+        "xanchor": "right",
+        "y": bottom,
+        "yanchor": "top",
+        "showarrow": False,
     }
 
 
@@ -192,16 +205,20 @@ def _words(groups: dict[str, list[Cell]]) -> str:
             for cell in members
         ]
         sentences.append(
-            f"On {trace}, where live memory peaks at {formats.size(members[0].live_peak)}: "
+            f"On {trace}, where live memory peaks at "
+            f"{formats.size(members[0].info['trace']['peak_live_bytes'])}: "
             f"{'; '.join(told)}."
         )
     return " ".join(sentences)
 
 
 def _holds(cell: Cell) -> str:
+    if not cell.was_measured:
+        return "was not measured"
     if cell.peak("reserved") is None:
         return "does not report what it reserves"
     return (
         f"reserves {formats.size(cell.peak('reserved'))} and allocates "
         f"{formats.size(cell.peak('allocated'))}"
+        + (f" over {formats.size(cell.live_peak)} live in its own run" if cell.races else "")
     )

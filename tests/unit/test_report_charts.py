@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -148,3 +149,40 @@ def test_as_if_replays_and_models_are_labelled_in_every_chart(cells: list[Cell])
         told = str(one.figure(cells).figure)
         for cell in marked:
             assert f"{cell.label} · as if · model" in told
+
+
+def test_many_cells_are_told_apart(tmp_path: Path, make_result: Callable[..., Path]) -> None:
+    for number in range(24):
+        make_result(tmp_path, f"cell-{number:02}", buckets=4)
+    many = name_cells(load_results([tmp_path]))
+    assert len({(cell.colour, cell.dash) for cell in many}) == len(many)
+    assert len({(cell.colour, cell.shape) for cell in many}) == len(many)
+
+
+def test_raced_threads_have_a_floor_of_their_own(
+    tmp_path: Path, make_result: Callable[..., Path]
+) -> None:
+    trace = {"threads": 2, "peak_live_bytes": 110 * MIB}
+    make_result(tmp_path, "a-raced", order="free", trace=trace)
+    make_result(tmp_path, "b-direct", trace=trace)
+    drawing = chart("peak_memory").figure(name_cells(load_results([tmp_path])))
+    floors = [
+        (shape["x0"], shape["y0"], shape["y1"]) for shape in drawing.figure["layout"]["shapes"]
+    ]
+    own = memory_peak(tmp_path / "a-raced") / MIB
+    assert floors == [(110, -0.3, 0.35), (own, 0.7, 1.35)]
+    assert "over its own live" in str(drawing.figure)
+    assert "not comparable" in drawing.key
+
+
+def memory_peak(folder: Path) -> int:
+    info = json.loads((folder / "cell.json").read_text())
+    return int(info["memory"]["peaks"]["live_requested"]["bytes"])
+
+
+def test_a_crashed_cell_was_not_measured(tmp_path: Path, make_result: Callable[..., Path]) -> None:
+    make_result(tmp_path, "one")
+    make_result(tmp_path, "two", status="crashed")
+    drawing = chart("peak_memory").figure(name_cells(load_results([tmp_path])))
+    assert "two was not measured" in drawing.words
+    assert "not reported" not in str(drawing.figure)

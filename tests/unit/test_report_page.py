@@ -91,7 +91,7 @@ def test_the_answer_says_how_far_above_the_floor(
 
 def test_the_table_shows_peaks_marks_spread_and_the_outcome(text: str) -> None:
     read = Reader(text).text
-    assert "cpu-caching 99.80 MiB 101.80 MiB 134.73 MiB +35.0 % 25.9 % 15" in read
+    assert "cpu-caching 99.80 MiB 101.80 MiB 134.73 MiB +35.0 % 25.9 % not reported 15" in read
     assert "cpu-caching steady latency: ours 56 ns 53 to 60 ns" in read
     assert "cpu-caching cold latency: ours 112 ns 106 to 121 ns" in read
     assert "out of memory at event 4,999 , asking for 512.00 MiB".replace(" ,", ",") in read
@@ -129,6 +129,8 @@ def test_hostile_text_is_inert(tmp_path: Path, make_result: Callable[..., Path])
         "backend": {"name": HOSTILE, "is_model": True},
         "capacity": {"bytes": 100, "source": HOSTILE},
         "created": HOSTILE,
+        "order": HOSTILE,
+        "left_out": [{"name": HOSTILE, "reason": HOSTILE}],
         "name": HOSTILE,
     }
     make_result(tmp_path, "one", trace=hostile, **changed)
@@ -189,3 +191,135 @@ def test_a_result_without_a_needed_field_is_named(
     (folder / "cell.json").write_text(json.dumps(info))
     with pytest.raises(BrokenFileError, match=r"trace\.peak_live_bytes is missing"):
         page(load_results([tmp_path]))
+
+
+def test_memory_of_raced_threads_is_no_verdict(
+    tmp_path: Path, make_result: Callable[..., Path]
+) -> None:
+    trace = {"threads": 4, "peak_live_bytes": 1000 * MIB}
+    make_result(tmp_path, "raced", order="free", trace=trace)
+    alone = Reader(page(load_results([tmp_path]))).text
+    assert "Memory is not compared: in these replays the recorded threads raced." in alone
+    # Against what was live in that run, not in the recording.
+    assert "raced order free 99.80 MiB 101.80 MiB 119.76 MiB +20.0 %" in alone
+    make_result(tmp_path, "direct", trace=trace)
+    both = Reader(page(load_results([tmp_path]))).text
+    assert "direct holds the program in the least memory" in both
+    assert "needs the most" not in both
+    assert "Threads raced: raced 119.76 MiB. What is live at once then differs" in both
+    assert "order of threads free" in both
+
+
+def test_the_order_of_one_thread_is_no_race(
+    tmp_path: Path, make_result: Callable[..., Path]
+) -> None:
+    make_result(tmp_path, "caching", order="free", trace={"threads": 1})
+    assert (
+        "caching holds the program in the least memory"
+        in Reader(page(load_results([tmp_path]))).text
+    )
+
+
+def test_a_reference_is_never_the_answer(tmp_path: Path, make_result: Callable[..., Path]) -> None:
+    reference = {"name": "torch-x", "settings": {}, "latency_source": "reference"}
+    make_result(tmp_path, "torch-x", overhead=0.1, allocator=reference)
+    make_result(tmp_path, "x", overhead=0.1)
+    read = Reader(page(load_results([tmp_path]))).text
+    assert "x holds the program in the least memory" in read
+    assert "torch-x holds" not in read
+    assert "reserve just as much" not in read
+    assert "PyTorch's own code, for comparison: torch-x 109.78 MiB." in read
+
+
+def plan(**served: int) -> dict[str, object]:
+    names = ("planned", "unmanaged", "other_threads", "outside", "mismatches", "fallback")
+    names += ("fallback_bytes", "peak_fallback_bytes", "arena_bytes")
+    numbers = ("allocations", "managed", "unmanaged", "unmanaged_bytes", "lower_bound_bytes")
+    return {
+        "planner": "best",
+        **dict.fromkeys((*numbers, "alignment", "thread"), 1964),
+        "height_bytes": 88 * MIB,
+        "ratio": 1.0,
+        "seconds": 0.1,
+        "steps": None,
+        "file": None,
+        "served": dict.fromkeys(names, 0) | served,
+    }
+
+
+def test_how_a_plan_was_kept_to_is_said(tmp_path: Path, make_result: Callable[..., Path]) -> None:
+    served = plan(mismatches=12, fallback=34, fallback_bytes=744 * MIB, peak_fallback_bytes=MIB)
+    make_result(tmp_path, "plan", plan=served)
+    read = Reader(page(load_results([tmp_path]))).text
+    assert (
+        "plan: 1,964 planned in 88.00 MiB, 1.0000 of the lower bound; 12 mismatches sent 34 "
+        "allocations of 744.00 MiB to raw memory, at most 1.00 MiB at once." in read
+    )
+
+
+def memory_of(folder: Path) -> dict[str, object]:
+    return dict(json.loads((folder / "cell.json").read_text())["memory"])
+
+
+def test_what_rounding_wastes_is_a_column(tmp_path: Path, make_result: Callable[..., Path]) -> None:
+    memory = memory_of(make_result(tmp_path / "a"))
+    parts = {"live_requested": 60 * MIB, "rounding": 20 * MIB}
+    waterfall = {"event": 3, "pending": 0, "stranded": 0, "cached": 0, **parts}
+    make_result(tmp_path / "b", memory=memory | {"waterfall": waterfall})
+    assert "rounding device calls" in Reader(page(load_results([tmp_path / "b"]))).text
+    assert "25.0 % 20.00 MiB 15" in Reader(page(load_results([tmp_path / "b"]))).text
+
+
+def test_what_all_left_out_is_said_unless_it_ran(
+    tmp_path: Path, make_result: Callable[..., Path]
+) -> None:
+    left_out = [{"name": name, "reason": "no torch"} for name in ("torch-plan", "other")]
+    make_result(tmp_path, "direct", left_out=left_out)
+    make_result(tmp_path, "other", left_out=left_out)
+    read = Reader(page(load_results([tmp_path]))).text
+    assert read.count("Left out of all : torch-plan (no torch).") == 1
+    assert "other (no torch)" not in read
+
+
+def test_a_model_on_real_memory_is_marked(tmp_path: Path, make_result: Callable[..., Path]) -> None:
+    make_result(tmp_path, "async", allocator={"name": "async", "settings": {}, "is_model": True})
+    assert "async model 99.80 MiB" in Reader(page(load_results([tmp_path]))).text
+
+
+def test_what_is_not_reported_is_not_said_to_be_none(
+    tmp_path: Path, make_result: Callable[..., Path]
+) -> None:
+    memory = memory_of(make_result(tmp_path / "a"))
+    unknown = {"driver_calls": {"alloc": None, "free": None}, "counters": {"hits": 0}}
+    make_result(tmp_path / "b", memory=memory | unknown)
+    read = Reader(page(load_results([tmp_path / "b"]))).text
+    assert "driver calls not reported" in read
+    assert "counters none" in read
+
+
+def test_what_was_not_measured_is_not_said_to_be_unreported(
+    tmp_path: Path, make_result: Callable[..., Path]
+) -> None:
+    make_result(tmp_path, status="crashed")
+    read = Reader(page(load_results([tmp_path]))).text
+    assert "caching - - - - - - - crashed synthetic" in read
+    assert "not reported" not in read
+
+
+def test_half_a_lock_wait_is_not_none(tmp_path: Path, make_result: Callable[..., Path]) -> None:
+    latency = json.loads((make_result(tmp_path / "a") / "cell.json").read_text())["latency"]
+    waited = {"lock_wait": {"count": 0.5, "total_ns": 17_420}}
+    latency["threads"] = {"steady": {"7": waited | {"alloc": latency["states"]["steady"]["alloc"]}}}
+    make_result(tmp_path / "b", latency=latency)
+    assert "0.5 17.4 µs" in Reader(page(load_results([tmp_path / "b"]))).text
+
+
+def test_cold_latencies_without_page_faults_are_named(
+    tmp_path: Path, make_result: Callable[..., Path]
+) -> None:
+    make_result(tmp_path, "ours")
+    assert "no page faults" not in Reader(page(load_results([tmp_path]))).text
+    memory = memory_of(tmp_path / "ours") | {"driver_calls": {"alloc": None, "free": None}}
+    make_result(tmp_path, "jemalloc", memory=memory)
+    read = Reader(page(load_results([tmp_path]))).text
+    assert "jemalloc: from the system, untouched" in read
