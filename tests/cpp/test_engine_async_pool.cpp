@@ -209,6 +209,56 @@ TEST(the_smallest_free_block_that_fits_is_taken_and_neighbours_merge) {
   CHECK(async->allocate(9 * kMiB, 0, 0).address == blocks[0].address);
 }
 
+TEST(what_waits_for_a_stream_leaves_the_rest_of_its_chunk_to_anyone) {
+  for (const char* settings : {"", "reuse_allow_opportunistic:False"}) {
+    const auto backend = device();
+    const auto async = make(*backend, settings);
+    for (int i = 0; i < 30; ++i) {
+      const Allocation block = async->allocate(3 * kMiB, 0, 0);
+      async->record_stream(block.handle, 1);
+      async->free(block.handle, 0);
+    }
+    CHECK(async->statistics().reserved == 3 * kChunk);  // ten in each
+
+    const auto other = device();
+    const auto streams = make(*other, settings);
+    for (StreamId stream = 0; stream < 10; ++stream) {
+      streams->free(streams->allocate(3 * kMiB, stream, 0).handle, 0);
+    }
+    CHECK(streams->statistics().reserved == kChunk);
+  }
+}
+
+TEST(neighbours_that_a_stream_may_have_serve_a_request_together) {
+  const auto backend = device(2 * kChunk);
+  const auto async = make(*backend);
+  const Allocation a = async->allocate(3 * kMiB, 0, 0);
+  async->free(a.handle, 0);
+  const Allocation part = async->allocate(30 * kMiB, 0, 0);
+  CHECK(part.address == a.address && async->statistics().reserved == kChunk);
+  // What is left of it still is anyone's.
+  CHECK(async->allocate(2 * kMiB, 1, 0).address ==
+        a.address + static_cast<std::uint64_t>(30 * kMiB));
+  CHECK(async->statistics().reserved == kChunk);
+
+  // And whole chunks of such are mapped side by side.
+  const auto other = device(2 * kChunk);
+  const auto remaps = make(*other);
+  const Allocation b = remaps->allocate(20 * kMiB, 0, 0);
+  const Allocation c = remaps->allocate(20 * kMiB, 0, 0);
+  remaps->free(b.handle, 0);
+  remaps->free(c.handle, 0);
+  CHECK(!remaps->allocate(2 * kChunk, 0, 0).is_refused());
+
+  // Of other streams only where there is no more, by waiting for them.
+  const auto third = device(kChunk);
+  const auto waits = make(*third);
+  waits->free(waits->allocate(3 * kMiB, 0, 0).handle, 0);
+  waits->free(waits->allocate(3 * kMiB, 1, 0).handle, 0);
+  CHECK(!waits->allocate(kChunk, 2, 0).is_refused());
+  CHECK(waits->cause() == Cause::kEventProcessing);
+}
+
 TEST(free_chunks_are_mapped_side_by_side_for_a_large_request) {
   const auto backend = device(4 * kChunk);
   const auto async = make(*backend);

@@ -150,14 +150,49 @@ class Pool:
             self.collect()
             piece = self.best(held, mine)
         if piece is None:
-            piece = self.grow(held, stream, lambda piece: mine(piece) or follows(piece))
+            piece = self.together(held, stream, lambda piece: mine(piece) or follows(piece))
         if piece is None and self.settings.internal:
             piece = self.best(held, lambda piece: True)
             if piece is None:
-                return self.grow(held, stream, lambda piece: True)
+                return self.together(held, stream, lambda piece: True)
+            self.wait_for(piece, stream)
+        return piece
+
+    def wait_for(self, piece: Piece, stream: int) -> None:
+        if piece.lane not in (stream, ANYONES) and not self.ordered(piece, stream):
             assert isinstance(piece.lane, int)
             self.learn(stream, {piece.lane: piece.freed})
-        return piece
+
+    def together(self, held: int, stream: int, usable: Callable[[Piece], bool]) -> Piece | None:
+        return self.side_by_side(held, stream, usable) or self.grow(held, stream, usable)
+
+    def runs(self, usable: Callable[[Piece], bool]) -> list[list[Piece]]:
+        """Usable free pieces side by side, in one range."""
+        runs: list[list[Piece]] = []
+        for piece in self.pieces:
+            if piece.lane is None or not usable(piece):
+                continue
+            last = runs[-1][-1] if runs else None
+            together = last is not None and last.end == piece.at
+            if last is not None and together and self.range_of(last) == self.range_of(piece):
+                runs[-1].append(piece)
+            else:
+                runs.append([piece])
+        return runs
+
+    def side_by_side(self, held: int, stream: int, usable: Callable[[Piece], bool]) -> Piece | None:
+        found = [run for run in self.runs(usable) if run[-1].end - run[0].at >= held]
+        if not found:
+            return None
+        run = min(found, key=lambda run: (run[-1].end - run[0].at, run[0].at))
+        end = run[0].at + held
+        for piece in run:
+            if piece.at < end:
+                self.wait_for(piece, stream)
+        self.cut(run[0].at, end)
+        whole = Piece(run[0].at, held)
+        self.pieces = sorted([*self.pieces, whole], key=lambda piece: piece.at)
+        return whole
 
     def collect(self) -> None:
         for piece in list(self.pieces):
@@ -166,42 +201,36 @@ class Pool:
                 self.release(piece, ANYONES)
 
     def release(self, piece: Piece, lane: int | str) -> None:
-        """Give `piece` to `lane`, merged with the neighbours that `lane` may have."""
+        """Give `piece` to `lane`, merged with the neighbours of `lane`."""
         piece.lane = lane
         at = self.pieces.index(piece)
         for neighbour in self.pieces[at + 1 : at + 2] + self.pieces[max(at - 1, 0) : at]:
             touches = neighbour.at == piece.end or neighbour.end == piece.at
             same_range = self.range_of(neighbour) == self.range_of(piece)
-            if touches and same_range and neighbour.lane in (lane, ANYONES):
+            if touches and same_range and neighbour.lane == lane:
                 piece.at = min(piece.at, neighbour.at)
                 piece.size += neighbour.size
                 self.pieces = [one for one in self.pieces if one is not neighbour]
 
-    def chunks(self, piece: Piece) -> list[int]:
+    def chunks(self, run: list[Piece]) -> list[int]:
         chunk = self.settings.chunk
-        return [
-            at
-            for at in range(-(-piece.at // chunk) * chunk, piece.end, chunk)
-            if at + chunk <= piece.end
-        ]
+        end = run[-1].end
+        return [at for at in range(-(-run[0].at // chunk) * chunk, end, chunk) if at + chunk <= end]
 
     def grow(self, held: int, stream: int, usable: Callable[[Piece], bool]) -> Piece | None:
         chunk = self.settings.chunk
         wanted = -(-held // chunk)
-        free = [piece for piece in self.pieces if piece.lane is not None and usable(piece)]
-        found = [(piece, at) for piece in free for at in self.chunks(piece)]
+        found = [at for run in self.runs(usable) for at in self.chunks(run)]
         taken = found[:wanted] if self.settings.remap else []
         if self.reserved + (wanted - len(taken)) * chunk > self.settings.capacity:
             return None
         anyones = True
-        for piece, _ in taken:
-            if piece.lane != ANYONES:
-                anyones = False
-                if piece.lane != stream and not self.ordered(piece, stream):
-                    assert isinstance(piece.lane, int)
-                    self.learn(stream, {piece.lane: piece.freed})
-        for _, at in taken:
-            self.cut(at)
+        for piece in self.pieces:
+            if any(piece.at < at + chunk and at < piece.end for at in taken):
+                anyones = anyones and piece.lane == ANYONES
+                self.wait_for(piece, stream)
+        for at in taken:
+            self.cut(at, at + chunk)
         start = self.ranges[-1][1] if self.ranges else 0
         self.ranges.append((start, start + wanted * chunk))
         fresh = Piece(start, wanted * chunk, ANYONES)
@@ -210,16 +239,18 @@ class Pool:
         self.pieces.append(fresh)
         return fresh
 
-    def cut(self, at: int) -> None:
-        """Take the chunk at `at` out of the free piece that holds it."""
-        piece = next(one for one in self.pieces if one.at <= at < one.end)
-        chunk = self.settings.chunk
-        parts = [
-            replace(piece, size=at - piece.at),
-            replace(piece, at=at + chunk, size=piece.end - at - chunk),
-        ]
-        place = self.pieces.index(piece)
-        self.pieces[place : place + 1] = [part for part in parts if part.size]
+    def cut(self, start: int, end: int) -> None:
+        """Take what lies from `start` to `end` out of the free pieces there."""
+        left: list[Piece] = []
+        for piece in self.pieces:
+            if piece.end <= start or end <= piece.at:
+                left.append(piece)
+                continue
+            if piece.at < start:
+                left.append(replace(piece, size=start - piece.at))
+            if end < piece.end:
+                left.append(replace(piece, at=end, size=piece.end - end))
+        self.pieces = left
 
     def free(self, piece: Piece, lane: int, made_on: int) -> None:
         freed = self.tick()
@@ -233,9 +264,9 @@ class Pool:
     def trim(self, left: int) -> None:
         self.collect()
         for piece in [one for one in reversed(self.pieces) if one.lane == ANYONES]:
-            for at in reversed(self.chunks(piece)):
+            for at in reversed(self.chunks([piece])):
                 if self.reserved > left:
-                    self.cut(at)
+                    self.cut(at, at + self.settings.chunk)
 
     def synchronize(self) -> None:
         streams = {piece.lane for piece in self.pieces if isinstance(piece.lane, int)}

@@ -42,10 +42,10 @@ inline constexpr Bytes kPoolAlignment = kDeviceAlignment;
 // Further rules, in simulated_pool.cpp, all assumptions:
 // - the smallest free block that fits is taken, the lowest of equals; its front is handed out;
 // - a stream's own free memory and such as is anyone's come first, then memory it was ordered
-//   after, then memory whose free has completed, then remapped and fresh chunks, then memory of
-//   streams it has to wait for;
-// - free neighbours merge where they are of the same stream, or one of them is anyone's: the whole
-//   is then that stream's, freed when its last part was;
+//   after, then memory whose free has completed, then neighbours of all these together, then
+//   remapped and fresh chunks, then memory of streams it has to wait for;
+// - free neighbours merge where they are of the same stream, and the whole is freed when its last
+//   part was, or where all of it is anyone's;
 // - what remains of fresh chunks is anyone's;
 // - *used* falls when the free is called, not when it completes;
 // - a request takes no less than whole chunks from the device, and is refused where they do not

@@ -32,16 +32,14 @@ Allocation SimulatedPool::allocate(Bytes size, StreamId stream) {
     if (found == nullptr) return Allocation::refused();
   }
   Block& block = *found;
-  Lane& lane = *block.lane;
-  Block* const earlier = block.earlier;
-  remove(block);
-  if (block.size > held) {
-    Block& rest = new_block(*block.range, block.position + static_cast<std::uint64_t>(held),
-                            block.size - held, &block);
-    rest.freed = block.freed;
-    block.size = held;
-    add(lane, rest, earlier);
-    if (cause_ == Cause::kServedFromCache) cause_ = Cause::kSplit;
+  if (block.lane != nullptr) {
+    Lane& lane = *block.lane;
+    Block* const earlier = block.earlier;
+    remove(block);
+    if (block.size > held) {
+      cut_rest(block, held, lane, earlier);
+      if (cause_ == Cause::kServedFromCache) cause_ = Cause::kSplit;
+    }
   }
   block.made_on = stream;
   used_ += held;
@@ -112,7 +110,8 @@ SimulatedPool::Block* SimulatedPool::find(Lane& lane, Bytes size) {
     block = own_or_common(lane, size);
     if (block != nullptr) return block;
   }
-  block = add_memory(lane, size, false);
+  block = take_side_by_side(lane, size, false);
+  if (block == nullptr) block = add_memory(lane, size, false);
   if (block == nullptr && model_.allow_internal_dependencies) block = wait_for_another(lane, size);
   return block;
 }
@@ -122,10 +121,50 @@ SimulatedPool::Block* SimulatedPool::wait_for_another(Lane& lane, Bytes size) {
   for (const auto& other : lanes_) {
     if (other != nullptr) best = better(best, other->free.find(size));
   }
+  if (best != nullptr) {
+    wait_for(lane, *best);
+    cause_ = Cause::kEventProcessing;
+    return best;
+  }
+  best = take_side_by_side(lane, size, true);
   if (best == nullptr) return add_memory(lane, size, true);
-  order_.join_only(index_of(lane.stream), index_of(best->lane->stream), best->freed.sequence);
   cause_ = Cause::kEventProcessing;
   return best;
+}
+
+SimulatedPool::Block* SimulatedPool::take_side_by_side(const Lane& lane, Bytes size,
+                                                       bool of_any_stream) {
+  const FreeRun* best = nullptr;
+  const std::vector<FreeRun> runs = free_runs(lane, of_any_stream);
+  for (const FreeRun& run : runs) {
+    if (run.size() >= size && (best == nullptr || run.size() < best->size())) best = &run;
+  }
+  if (best == nullptr) return nullptr;
+  Block& block = *best->first;
+  wait_for(lane, block);
+  remove(block);
+  while (block.size < size) {
+    Block& next = *block.after;
+    wait_for(lane, next);
+    if (block.size + next.size > size) {
+      split(next, block.position + static_cast<std::uint64_t>(size));
+      if (cause_ == Cause::kServedFromCache) cause_ = Cause::kSplit;
+    }
+    remove(next);
+    block.size += next.size;
+    drop(next);
+  }
+  return &block;
+}
+
+bool SimulatedPool::may_have(const Lane& lane, const Block& block) const {
+  return block.lane == &lane || is_common(*block.lane) ||
+         (model_.follow_event_dependencies && is_ordered_before(block, lane));
+}
+
+void SimulatedPool::wait_for(const Lane& lane, const Block& block) {
+  if (block.lane == &lane || is_common(*block.lane) || is_ordered_before(block, lane)) return;
+  order_.join_only(index_of(lane.stream), index_of(block.lane->stream), block.freed.sequence);
 }
 
 bool SimulatedPool::completed(const Block& block) {

@@ -112,7 +112,13 @@ class SimulatedPool final : public MemoryPool {
   Block* ordered_before(const Lane& lane, Bytes size) const;
   Block* find(Lane& lane, Bytes size);
   Block* wait_for_another(Lane& lane, Bytes size);
+  // The first `size` bytes of the smallest run that has them, in no lane; null where none has.
+  Block* take_side_by_side(const Lane& lane, Bytes size, bool of_any_stream);
   bool is_ordered_before(const Block& block, const Lane& lane) const;
+  // Whether a free block is of use to `lane` without waiting.
+  bool may_have(const Lane& lane, const Block& block) const;
+  // Has `lane` wait for the stream of a free block that it may not have yet.
+  void wait_for(const Lane& lane, const Block& block);
   // Moves the free blocks whose frees have completed to those that are anyone's; whether any was.
   bool collect_completed();
   bool completed(const Block& block);
@@ -121,13 +127,18 @@ class SimulatedPool final : public MemoryPool {
   // A free block of `size` in whole chunks side by side, remapped and fresh ones; null where the
   // device has no room. `of_any_stream`: also what the stream has to wait for.
   Block* add_memory(Lane& lane, Bytes size, bool of_any_stream);
-  // Free blocks that may be remapped for `lane` and have a whole chunk in them, lowest first.
-  std::vector<Block*> chunk_holders(const Lane& lane, bool of_any_stream) const;
-  void add_chunk_holders(const Lane& lane, std::vector<Block*>& holders) const;
-  std::uint64_t first_chunk(const Block& block) const;
-  std::uint64_t chunks_end(const Block& block) const;
-  // Takes the chunk at `position` out of a free block, with its memory. What is left of the block
-  // before and after it; null where nothing is.
+  // Free blocks side by side that `lane` may have (`of_any_stream`: that it may wait for), as many
+  // as there are; lowest first.
+  struct FreeRun {
+    Block* first;
+    std::uint64_t end;  // a position
+    Bytes size() const { return static_cast<Bytes>(end - first->position); }
+  };
+  std::vector<FreeRun> free_runs(const Lane& lane, bool of_any_stream) const;
+  std::uint64_t first_chunk(const FreeRun& run) const;
+  std::uint64_t chunks_end(const FreeRun& run) const;
+  // Takes the chunk at `position` out of the free block in which it begins and those after it, with
+  // its memory. What is before and after it in the blocks that it was in; null where nothing is.
   struct Rests {
     Block* before;
     Block* after;
@@ -139,12 +150,15 @@ class SimulatedPool final : public MemoryPool {
   // simulated_pool_memory.cpp: blocks.
   Block& new_block(Range& range, std::uint64_t position, Bytes size, Block* before);
   void drop(Block& block);
+  // Parts a free block in two; the second begins at `position`.
+  Block& split(Block& block, std::uint64_t position);
+  // Likewise of a block in no lane, which keeps `size`; the rest goes into `lane`, as with add().
+  Block& cut_rest(Block& block, Bytes size, Lane& lane, Block* earlier);
   // Puts a free block into a lane; where that is a stream's, behind `earlier`.
   void add(Lane& lane, Block& block, Block* earlier);
   void remove(Block& block);
-  // `block`, in no lane, together with its free neighbours that `lane` may have.
+  // `block`, in no lane, together with its free neighbours of `lane`.
   Block& merge(const Lane& lane, Block& block);
-  bool merges(const Block* block, const Lane& lane) const;
 
   Backend& backend_;
   const PoolModel model_;

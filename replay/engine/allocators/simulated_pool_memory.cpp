@@ -21,14 +21,15 @@ SimulatedPool::~SimulatedPool() {
 
 SimulatedPool::Block* SimulatedPool::add_memory(Lane& lane, Bytes size, bool of_any_stream) {
   const Bytes wanted = round_up(size, model_.chunk);
-  std::vector<Block*> holders;
+  std::vector<FreeRun> holders;
   Bytes remapped = 0;
   if (model_.remap) {
-    for (Block* const holder : chunk_holders(lane, of_any_stream)) {
+    for (const FreeRun& run : free_runs(lane, of_any_stream)) {
       if (remapped == wanted) break;
-      holders.push_back(holder);
-      remapped = std::min(
-          wanted, remapped + static_cast<Bytes>(chunks_end(*holder) - first_chunk(*holder)));
+      if (first_chunk(run) == chunks_end(run)) continue;
+      holders.push_back(run);
+      remapped =
+          std::min(wanted, remapped + static_cast<Bytes>(chunks_end(run) - first_chunk(run)));
     }
   }
   if (of_any_stream && remapped == 0) return nullptr;  // it has been tried without
@@ -47,14 +48,17 @@ SimulatedPool::Block* SimulatedPool::add_memory(Lane& lane, Bytes size, bool of_
 
   bool is_anyones = true;
   std::uint64_t next = address;
-  for (Block* holder : holders) {
-    is_anyones = is_anyones && is_common(*holder->lane);
-    if (holder->lane != &lane && !is_common(*holder->lane) && !is_ordered_before(*holder, lane)) {
-      order_.join_only(index_of(lane.stream), index_of(holder->lane->stream),
-                       holder->freed.sequence);
-    }
-    for (std::uint64_t chunk = first_chunk(*holder), end = chunks_end(*holder);
+  for (const FreeRun& run : holders) {
+    Block* holder = run.first;
+    for (std::uint64_t chunk = first_chunk(run), end = chunks_end(run);
          chunk != end && next != fresh_address; chunk += static_cast<std::uint64_t>(model_.chunk)) {
+      while (holder->end() <= chunk) holder = holder->after;
+      const std::uint64_t chunk_end = chunk + static_cast<std::uint64_t>(model_.chunk);
+      for (Block* part = holder; part != nullptr && part->position < chunk_end;
+           part = part->after) {
+        is_anyones = is_anyones && is_common(*part->lane);
+        wait_for(lane, *part);
+      }
       holder = take_chunk(*holder, chunk).after;
       if (!backend_.map(next, model_.chunk)) {
         throw EngineError("the system refused memory that was given back just before");
@@ -73,65 +77,47 @@ SimulatedPool::Block* SimulatedPool::add_memory(Lane& lane, Bytes size, bool of_
   return &block;
 }
 
-std::vector<SimulatedPool::Block*> SimulatedPool::chunk_holders(const Lane& lane,
-                                                                bool of_any_stream) const {
-  std::vector<Block*> holders;
-  add_chunk_holders(common_, holders);
-  for (const auto& other : lanes_) {
-    if (other == nullptr) continue;
-    const std::size_t before = holders.size();
-    add_chunk_holders(*other, holders);
-    if (of_any_stream || other.get() == &lane) continue;
-    const auto unusable = [&](const Block* block) {
-      return !model_.follow_event_dependencies || !is_ordered_before(*block, lane);
-    };
-    holders.erase(std::remove_if(holders.begin() + static_cast<std::ptrdiff_t>(before),
-                                 holders.end(), unusable),
-                  holders.end());
+std::vector<SimulatedPool::FreeRun> SimulatedPool::free_runs(const Lane& lane,
+                                                             bool of_any_stream) const {
+  std::vector<FreeRun> runs;
+  for (const Range* range = first_range_; range != nullptr; range = range->after) {
+    bool open = false;  // whether a block may join the last run
+    for (Block* block = range->first; block != nullptr; block = block->after) {
+      if (block->lane == nullptr || !(of_any_stream || may_have(lane, *block))) {
+        open = false;
+      } else if (open && runs.back().end == block->position) {
+        runs.back().end = block->end();
+      } else {
+        runs.push_back({block, block->end()});
+        open = true;
+      }
+    }
   }
-  std::sort(holders.begin(), holders.end(),
-            [](const Block* a, const Block* b) { return a->position < b->position; });
-  return holders;
-}
-
-void SimulatedPool::add_chunk_holders(const Lane& lane, std::vector<Block*>& holders) const {
-  for (Block* block = lane.free.last(); block != nullptr && block->size >= model_.chunk;
-       block = lane.free.previous(*block)) {
-    if (first_chunk(*block) < chunks_end(*block)) holders.push_back(block);
-  }
+  return runs;
 }
 
 // Ranges are whole chunks, and so are their positions.
-std::uint64_t SimulatedPool::first_chunk(const Block& block) const {
+std::uint64_t SimulatedPool::first_chunk(const FreeRun& run) const {
   const auto chunk = static_cast<std::uint64_t>(model_.chunk);
-  return (block.position + chunk - 1) / chunk * chunk;
+  return (run.first->position + chunk - 1) / chunk * chunk;
 }
 
-std::uint64_t SimulatedPool::chunks_end(const Block& block) const {
+std::uint64_t SimulatedPool::chunks_end(const FreeRun& run) const {
   const auto chunk = static_cast<std::uint64_t>(model_.chunk);
-  return std::max(block.end() / chunk * chunk, first_chunk(block));
+  return std::max(run.end / chunk * chunk, first_chunk(run));
 }
 
 SimulatedPool::Rests SimulatedPool::take_chunk(Block& block, std::uint64_t position) {
   Range& range = *block.range;
-  Lane& lane = *block.lane;
-  Block* const earlier = block.earlier;
-  const CudaEvent freed = block.freed;
-  const std::uint64_t end = block.end();
   const std::uint64_t chunk_end = position + static_cast<std::uint64_t>(model_.chunk);
-  remove(block);
-  Rests rests = {nullptr, nullptr};
-  if (chunk_end < end) {
-    rests.after = &new_block(range, chunk_end, static_cast<Bytes>(end - chunk_end), &block);
-    rests.after->freed = freed;
-    add(lane, *rests.after, earlier);
-  }
-  if (block.position < position) {
-    block.size = static_cast<Bytes>(position - block.position);
-    add(lane, block, earlier);
-    rests.before = &block;
-  } else {
-    drop(block);
+  Rests rests = {nullptr, &block};
+  if (block.position < position) rests = {&block, &split(block, position)};
+  while (rests.after != nullptr && rests.after->position < chunk_end) {
+    Block& part = *rests.after;
+    if (part.end() > chunk_end) split(part, chunk_end);
+    rests.after = part.after;
+    remove(part);
+    drop(part);
   }
   backend_.unmap(range.address + (position - range.position), model_.chunk);
   range.mapped -= model_.chunk;
@@ -141,13 +127,18 @@ SimulatedPool::Rests SimulatedPool::take_chunk(Block& block, std::uint64_t posit
 
 void SimulatedPool::trim_to(Bytes bytes) {
   collect_completed();
-  std::vector<Block*> holders;
-  add_chunk_holders(common_, holders);
-  std::sort(holders.begin(), holders.end(),
-            [](const Block* a, const Block* b) { return a->position > b->position; });
-  for (Block* holder : holders) {
-    const std::uint64_t first = first_chunk(*holder);
-    for (std::uint64_t end = chunks_end(*holder); end != first && reserved_ > bytes;) {
+  std::vector<FreeRun> holders;
+  for (Block* block = common_.free.last(); block != nullptr && block->size >= model_.chunk;
+       block = common_.free.previous(*block)) {
+    holders.push_back({block, block->end()});
+  }
+  std::sort(holders.begin(), holders.end(), [](const FreeRun& a, const FreeRun& b) {
+    return a.first->position > b.first->position;
+  });
+  for (const FreeRun& run : holders) {
+    Block* holder = run.first;
+    const std::uint64_t first = first_chunk(run);
+    for (std::uint64_t end = chunks_end(run); end != first && reserved_ > bytes;) {
       end -= static_cast<std::uint64_t>(model_.chunk);
       holder = take_chunk(*holder, end).before;
       reserved_ -= model_.chunk;
@@ -194,6 +185,25 @@ void SimulatedPool::drop(Block& block) {
   blocks_.give(block);
 }
 
+SimulatedPool::Block& SimulatedPool::split(Block& block, std::uint64_t position) {
+  Lane& lane = *block.lane;
+  Block* const earlier = block.earlier;
+  remove(block);
+  Block& rest = cut_rest(block, static_cast<Bytes>(position - block.position), lane, earlier);
+  add(lane, block, earlier);
+  return rest;
+}
+
+SimulatedPool::Block& SimulatedPool::cut_rest(Block& block, Bytes size, Lane& lane,
+                                              Block* earlier) {
+  Block& rest = new_block(*block.range, block.position + static_cast<std::uint64_t>(size),
+                          block.size - size, &block);
+  rest.freed = block.freed;
+  block.size = size;
+  add(lane, rest, earlier);
+  return rest;
+}
+
 void SimulatedPool::add(Lane& lane, Block& block, Block* earlier) {
   block.lane = &lane;
   lane.free.add(block);
@@ -213,19 +223,18 @@ void SimulatedPool::remove(Block& block) {
   (block.later == nullptr ? lane.newest : block.later->earlier) = block.earlier;
 }
 
-bool SimulatedPool::merges(const Block* block, const Lane& lane) const {
-  return block != nullptr && (block->lane == &lane || block->lane == &common_);
-}
-
 SimulatedPool::Block& SimulatedPool::merge(const Lane& lane, Block& freed) {
   Block* block = &freed;
-  if (merges(block->after, lane) && block->after->position == block->end()) {
+  const auto merges = [&](const Block* neighbour) {
+    return neighbour != nullptr && neighbour->lane == &lane;
+  };
+  if (merges(block->after) && block->after->position == block->end()) {
     Block& after = *block->after;
     remove(after);
     block->size += after.size;
     drop(after);
   }
-  if (merges(block->before, lane) && block->before->end() == block->position) {
+  if (merges(block->before) && block->before->end() == block->position) {
     Block& before = *block->before;
     remove(before);
     before.size += block->size;
