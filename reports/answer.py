@@ -45,7 +45,7 @@ def answer(cells: Sequence[Cell]) -> tuple[list[str], list[str]]:
         sentences.append("No allocator got through this trace; the table says where each ended.")
     if as_if:
         remarks.append(
-            f"Replayed as if the traffic were a device's: {_peaks(as_if)}. "
+            f"Replayed as if the traffic were of another kind of memory: {_peaks(as_if)}. "
             "That shows how these allocators behave, not what to deploy in this program."
         )
     if references:

@@ -21,6 +21,8 @@ _BARS = (
 )
 
 
+# Where the line is in this share of the chart, the words beside it have no room to their left.
+_LEFT = 0.15
 _RACE = (
     " Where threads raced it is the run's own, and these rows are not comparable with others: "
     "what is live at once differs from run to run."
@@ -49,11 +51,12 @@ def figure(cells: Sequence[Cell]) -> Drawing:
         ordered = sorted(members, key=lambda cell: (cell.races, _reserved_or_last(cell)))
         # Where threads raced, each run has a peak of live memory of its own.
         alike = sum(not cell.races for cell in ordered)
-        floors = [(ordered[0].live_peak, 0, alike)] if alike else []
-        floors += [(ordered[row].live_peak, row, row + 1) for row in range(alike, len(ordered))]
-        for live, first, end in floors:
-            shapes.append(_floor(live, position + first - 0.3, position + end - 0.65))
-            annotations.append(_floor_label(live, position + end - 0.65))
+        if alike:
+            live, bottom = ordered[0].live_peak, position + alike - 0.65
+            shapes.append(_floor(live, position - 0.3, bottom))
+            annotations.append(_floor_label(live, bottom, at_left=live < _LEFT * _largest(cells)))
+        for row, cell in enumerate(ordered[alike:], alike):
+            shapes.append(_floor(cell.live_peak, position + row - 0.3, position + row + 0.35))
         for cell in ordered:
             rows.append(cell)
             positions.append(position)
@@ -131,11 +134,15 @@ def _floor(live: int, top: float, bottom: float) -> dict[str, Any]:
     }
 
 
-def _floor_label(live: int, bottom: float) -> dict[str, Any]:
+def _largest(cells: Sequence[Cell]) -> int:
+    return max(cell.peak(name) or 0 for cell in cells for name, *_ in _BARS)
+
+
+def _floor_label(live: int, bottom: float, *, at_left: bool) -> dict[str, Any]:
     return {
         "text": f"live {formats.size(live)}",
         "x": live / _MIB,
-        "xanchor": "right",
+        "xanchor": "left" if at_left else "right",
         "y": bottom,
         "yanchor": "top",
         "showarrow": False,

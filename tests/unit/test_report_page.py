@@ -70,7 +70,7 @@ def test_the_answer_names_only_what_can_be_deployed(text: str) -> None:
     assert "direct holds the program in the least memory: 99.80 MiB reserved" in read
     assert "and no more, in 15 device calls" in read
     assert "cpu-caching needs the most of those that can serve it" in read
-    assert "Replayed as if the traffic were a device's: caching · unlimited" in read
+    assert "Replayed as if the traffic were of another kind of memory: caching · unlimited" in read
     assert "caching · capacity 80.00 MiB ran out of memory." in read
 
 
