@@ -54,6 +54,6 @@ def unfit_backend(spec: AllocatorSpec, backend: str) -> str:
     if reference is None or not reference.takes_system_memory or backend == "host":
         return ""
     return (
-        f"{spec.name} takes its memory from the system by itself, so it runs on the backend host "
-        f"and not on {backend}; replay it with --backend host"
+        "it takes its memory from the system by itself, so it runs on the backend host and not "
+        f"on {backend}; replay it with --backend host"
     )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 from workbench.common.units import format_bytes
 from workbench.replay import measurement
+from workbench.replay.allocators import reference_of
 from workbench.replay.cell import device_kind
 from workbench.replay.job import REPEAT, Job, Options
-from workbench.replay.last_words import in_rows
+from workbench.replay.last_words import in_rows, sizes_told
 from workbench.replay.machine import noise_warnings, package_versions
-from workbench.replay.results import FORMAT_VERSION
+from workbench.replay.plans import threads_of
+from workbench.replay.results import FORMAT_VERSION, takes_memory_itself
 
 
 def cell_result(
@@ -75,7 +78,7 @@ def cell_result(
         "processes": len(job.runs),
         "seed": options.seed,
         "machine": machine,
-        "versions": package_versions(),
+        "versions": package_versions() | _reference_versions(job),
         "warnings": _warnings(job, options, machine)
         + measurement.spread_warnings(cell, throughput),
         "command": options.command,
@@ -89,7 +92,7 @@ def _outcome(job: Job, memory: dict[str, Any] | None) -> dict[str, Any]:
     if job.unavailable is not None:
         return {"status": "unavailable", "reason": job.unavailable, "oom": None}
     if job.broken is not None:
-        reason = in_rows(job.broken.reason or "", job.traffic.row.tolist())
+        reason = sizes_told(in_rows(job.broken.reason or "", job.traffic.row.tolist()))
         return {"status": job.broken.status, "reason": reason, "oom": oom}
     if oom is not None:
         told = [
@@ -134,6 +137,12 @@ def _warnings(job: Job, options: Options, machine: dict[str, Any]) -> list[str]:
             f"{cell.allocator.label}: {ignored:,} calls of record_stream went nowhere, because it "
             "has no function for them: on several streams it is unsafe."
         )
+    warnings += [f"{cell.allocator.label}: {sentence}." for sentence in _idle_settings(job)]
+    if cell.capacity.source in ("option", "trace") and takes_memory_itself(job.memory):
+        warnings.append(
+            f"{cell.allocator.label}: a capacity of {format_bytes(cell.capacity.bytes or 0)} does "
+            "not hold it: it takes its memory from the system itself."
+        )
     if cell.as_if:
         warnings.append(
             f"As-if replay: {cell.device} traffic through an allocator for {cell.kind} memory; "
@@ -156,6 +165,29 @@ def _warnings(job: Job, options: Options, machine: dict[str, Any]) -> list[str]:
     if not len(job.traffic.op):
         warnings.append("The trace has no event to replay on this device.")
     return warnings
+
+
+def _idle_settings(job: Job) -> Iterator[str]:
+    """Settings that this traffic leaves without an effect."""
+    settings, traffic = job.cell.allocator.settings_by_key(), job.traffic
+    thread = settings.get("guard_thread", "")
+    if thread.isdecimal() and len(traffic.op) and int(thread) not in traffic.thread:
+        yield (
+            f"guard_thread:{thread} is no thread of this trace, so nothing is cached; "
+            f"{threads_of(traffic)}"
+        )
+    steps = job.plan and job.plan.facts["steps"]
+    if steps and settings.get("rearm") == "step" and traffic.step.max(initial=0) < steps[1]:
+        yield (
+            f"rearm:step never began the plan of steps {steps[0]}:{steps[1]} again: the trace ends "
+            f"in step {traffic.step.max(initial=0)}"
+        )
+
+
+def _reference_versions(job: Job) -> dict[str, str]:
+    """Of what a reference was compiled from and with."""
+    reference = reference_of(job.cell.allocator)
+    return {} if reference is None else reference.versions()
 
 
 def _order_warnings(job: Job, machine: dict[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from workbench.common.units import format_bytes
 from workbench.common.words import masked
 from workbench.replay.fitting import UNIT, Fit, Fits
+from workbench.replay.notes import as_if_note
 from workbench.replay.tune_summary import cell
 
 if TYPE_CHECKING:
@@ -97,11 +98,9 @@ def sentences(fits: Fits) -> list[str]:
             found[f"{label}: {warning}."] = None
         if fit.rules:
             found[f"{label}: replayed with {fit.rules}, as {fit.subject.path} says."] = None
-        if fit.subject.as_if:
-            found[
-                f"* as-if replay: {fit.subject.device} traffic through an allocator for "
-                f"{fit.subject.kind} memory; shown, never recommended from."
-            ] = None
+    as_if = [fit.subject for fit in fits.fits if fit.subject.as_if]
+    if as_if:
+        found[as_if_note((subject.device, subject.kind) for subject in as_if)] = None
     for fit in fits.fits:
         found.update(dict.fromkeys(fit.subject.notes))
     for name, reason in fits.left_out:

@@ -172,8 +172,7 @@ def _engine_cell(
     reasons += [unfit_backend(spec, backend["name"])]
     if threads > 1 and not info.get("several_threads", True):
         reasons.append(
-            f"{spec.name} takes no locks, so one thread at a time may call it; replay it with "
-            "--order global"
+            "it takes no locks, so one thread at a time may call it; replay it with --order global"
         )
     if any(reasons):
         return spec.name, spec.settings, next(filter(None, reasons))

@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from workbench.common.units import format_bytes
+
 FILE = "last_words"
 # As replay/engine/core/last_words.h writes it: an event, -1 for none, and a word.
 _LAYOUT = struct.Struct("=q56s")
 _EVENT = re.compile(r"\bevent ([0-9]+)\b")
+_LEFT = re.compile(r"\b([0-9]+) bytes left\b")
 # Where it was, by the engine's word for it.
 _PLACES = {
     "load": "while it was loaded",
@@ -59,6 +62,11 @@ def read_last_words(folder: Path) -> LastWords | None:
         return None
     word = doing.split(b"\0")[0].decode("ascii", errors="replace")
     return LastWords(word, None if event < 0 else event) if word else None
+
+
+def sizes_told(text: str) -> str:
+    """`text` with the bytes that are left in it as people write sizes."""
+    return _LEFT.sub(lambda found: f"{format_bytes(int(found[1]))} left", text)
 
 
 def in_rows(text: str, rows: Sequence[int]) -> str:

@@ -36,6 +36,16 @@ def transparent_huge_pages() -> str | None:
     return match[1] if match else None
 
 
+_CAP_IPC_LOCK = 14
+
+
+def may_lock_any_memory() -> bool:
+    """Whether this process may lock memory whatever its limit says."""
+    status = _read("/proc/self/status") or ""
+    match = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return match is not None and bool(int(match[1], 16) >> _CAP_IPC_LOCK & 1)
+
+
 def usable_cores() -> int:
     """How many cores this process may run on."""
     if hasattr(os, "sched_getaffinity"):

@@ -61,12 +61,28 @@ def plan_facts(plan: _engine.Plan) -> dict[str, Any]:
     }
 
 
+def threads_of(traffic: Traffic) -> str:
+    """Which threads there are, in words."""
+    numbers = [str(number) for number in np.unique(traffic.thread)[:9]]
+    more = ", …" if traffic.thread_count > len(numbers) else ""
+    return (
+        f"its threads are {', '.join(numbers)}{more}"
+        if len(numbers) > 1
+        else (f"its only thread is {numbers[0]}" if numbers else "it has no events")
+    )
+
+
 def plan_of_traffic(traffic: Traffic, settings: str = "") -> _engine.Plan:
     """The plan that allocator ``plan`` with `settings` would make of `traffic`.
 
     Raises:
         UsageError: a setting that will not do.
     """
+    thread = AllocatorSpec("plan", settings).settings_by_key().get("thread", "")
+    if thread.isdecimal() and int(thread) not in traffic.thread:
+        raise UsageError(
+            f"plan: setting thread:{thread}: the trace has no such thread; {threads_of(traffic)}"
+        )
     try:
         replay = _engine.Replay(traffic.events(), "plan", settings, backend="simulated")
     except ValueError as error:

@@ -99,6 +99,11 @@ def device_calls(driver_calls: Mapping[str, Any]) -> int | None:
     return sum(number or 0 for name, number in driver_calls.items() if name != "refused")
 
 
+def takes_memory_itself(memory: Mapping[str, Any] | None) -> bool:
+    """Whether the allocator of a cell asks the system for memory, past the backend."""
+    return memory is not None and memory["driver_calls"].get("alloc") is None
+
+
 # How a plan served its traffic: allocations by where they came from, mismatches, bytes.
 SERVED = (
     *("planned", "unmanaged", "other_threads", "outside", "mismatches", "fallback"),
@@ -327,12 +332,24 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
-def rounding_share(waterfall: Mapping[str, Any]) -> float | None:
-    """The share of allocated bytes that nobody asked for, at the peak of reserved."""
-    rounding, asked = waterfall.get("rounding"), waterfall.get("live_requested")
-    if rounding is None or asked is None:
+def rounding_bytes(memory: Mapping[str, Any]) -> int | None:
+    """By how much the peak of allocated is above that of live requested; None: not reported.
+
+    Of the peaks, not at one event: who lists no blocks still reports those.
+    """
+    peaks = memory.get("peaks", {})
+    allocated, asked = (
+        peaks.get(name, {}).get("bytes") for name in ("allocated", "live_requested")
+    )
+    return None if allocated is None or asked is None else int(allocated - asked)
+
+
+def rounding_share(memory: Mapping[str, Any]) -> float | None:
+    """The share of allocated bytes that nobody asked for; see `rounding_bytes`."""
+    rounding = rounding_bytes(memory)
+    if rounding is None:
         return None
-    return rounding / (rounding + asked) if rounding else 0.0
+    return rounding / memory["peaks"]["allocated"]["bytes"] if rounding else 0.0
 
 
 class CellResult:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import shutil
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from workbench.common.errors import UsageError
 from workbench.common.units import format_bytes, format_duration
-from workbench.replay.results import WATERFALL, CellResult, device_calls, rounding_share
+from workbench.replay.notes import notes
+from workbench.replay.results import WATERFALL, CellResult
+from workbench.replay.summary_rows import (
+    KINDS,
+    QUANTILES,
+    STATES,
+    grows_unreported,
+    named,
+    row_of,
+    rows,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,66 +28,9 @@ if TYPE_CHECKING:
 
     from workbench.replay.snapshot import Snapshot
 
-STATES = ("cold", "steady")
-KINDS = ("alloc", "free")
-QUANTILES = ("p50", "p99", "max")
-SOURCES = {
-    "ours": "our own implementation, which is faster than PyTorch's by design",
-    "reference": "PyTorch's own code",
-    "hardware": "measured on the device",
-    "library": "the library's own code",
-    "not priced": "driver calls cost nothing here",
-}
 
-
-def rows(results: Sequence[CellResult]) -> list[dict[str, Any]]:
-    """One mapping for each cell: names, bytes, calls, latencies in nanoseconds, outcome.
-
-    A number that was not measured is None. Latencies are the medians over processes.
-    """
-    return [_row(result.info) for result in results]
-
-
-def _row(info: Mapping[str, Any]) -> dict[str, Any]:
-    memory = info["memory"] or {}
-    peaks = memory.get("peaks", {})
-    calls = memory.get("driver_calls", {})
-    waterfall = memory.get("waterfall") or {}
-    row: dict[str, Any] = {
-        "cell": info["name"],
-        "trace": info["trace"]["path"],
-        "device": info["trace"]["device"],
-        "allocator": info["label"],
-        "backend": info["backend"]["name"],
-        "as_if": info["as_if"],
-        "capacity_bytes": info["capacity"]["bytes"],
-        **{
-            f"peak_{name}_bytes": peaks.get(name, {}).get("bytes")
-            for name in ("requested", "allocated", "reserved")
-        },
-        "unused_share": memory.get("unused_share"),
-        "rounding_share": rounding_share(waterfall),
-        **{f"waterfall_{part}_bytes": waterfall.get(part) for part in WATERFALL},
-        "resident_growth_bytes": memory.get("rss_growth_bytes"),
-        "device_calls": device_calls(calls),
-        "latency_source": info["allocator"]["latency_source"],
-    }
-    states = (info["latency"] or {}).get("states", {})
-    for state in STATES:
-        for kind in KINDS:
-            measured = states.get(state, {}).get(kind, {})
-            for quantile in QUANTILES:
-                row[f"{state}_{kind}_{quantile}_ns"] = measured.get(f"{quantile}_ns", {}).get(
-                    "median"
-                )
-        row[f"{state}_events_per_s"] = (
-            info["throughput"].get(state, {}).get("events_per_s", {}).get("median")
-        )
-    return {**row, "outcome": info["outcome"]["status"], "reason": info["outcome"]["reason"]}
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
+def _share(value: float | None, otherwise: str = "-") -> str:
+    return otherwise if value is None else f"{value:.1%}"
 
 
 def _bytes(value: int | None, otherwise: str = "-") -> str:
@@ -90,15 +42,10 @@ def _otherwise(row: Mapping[str, Any]) -> str:
     return "-" if row["peak_requested_bytes"] is None else "not reported"
 
 
-def _grows_unreported(row: Mapping[str, Any]) -> bool:
-    """Whether only the growth of the process says what the allocator holds."""
-    return row["peak_reserved_bytes"] is None and row["resident_growth_bytes"] is not None
-
-
 def _name(row: Mapping[str, Any], several_traces: bool) -> str:
     marks = [(" †", row["latency_source"] == "reference"), (" *", row["as_if"])]
     name = row["allocator"] + "".join(mark for mark, holds in marks if holds)
-    return f"{Path(row['trace']).stem}: {name}" if several_traces else name
+    return named(name, row["trace"], several_traces)
 
 
 def memory_table(cells: Sequence[Mapping[str, Any]]) -> Table:
@@ -108,10 +55,10 @@ def memory_table(cells: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(title="Memory", title_justify="left")
     table.add_column("allocator", overflow="fold")
     table.add_column("backend")
-    for title in ("peak requested", "peak allocated", "peak reserved", "unused", "rounding"):
+    for title in ("peak live requested", "peak allocated", "peak reserved", "unused", "rounding"):
         table.add_column(title, justify="right")
     table.add_column("device calls", justify="right")
-    growth = any(_grows_unreported(row) for row in cells)
+    growth = any(grows_unreported(row) for row in cells)
     if growth:
         table.add_column("resident growth", justify="right")
     table.add_column("outcome", overflow="fold")
@@ -121,11 +68,11 @@ def memory_table(cells: Sequence[Mapping[str, Any]]) -> Table:
         table.add_row(
             _name(row, several),
             row["backend"],
-            _bytes(row["peak_requested_bytes"]),
+            _bytes(row["peak_live_requested_bytes"]),
             _bytes(row["peak_allocated_bytes"], unknown),
             _bytes(row["peak_reserved_bytes"], unknown),
-            _share(row["unused_share"]),
-            _share(row["rounding_share"]),
+            _share(row["unused_share"], "-" if row["peak_reserved_bytes"] == 0 else unknown),
+            _share(row["rounding_share"], unknown),
             unknown if calls is None else f"{calls:,}",
             *([_bytes(row["resident_growth_bytes"])] if growth else []),
             row["outcome"].replace("_", " "),
@@ -133,8 +80,11 @@ def memory_table(cells: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def waterfall_table(cells: Sequence[Mapping[str, Any]]) -> Table:
-    """Where the reserved bytes are at their peak; the parts of a row add up to its first number."""
+def waterfall_table(cells: Sequence[Mapping[str, Any]]) -> Table | None:
+    """Where the reserved bytes are at their peak; the parts of a row add up to its first number.
+
+    Without the cells that report no parts; None where none does.
+    """
     from rich.table import Table
 
     table = Table(title="Peak of reserved, part by part", title_justify="left")
@@ -144,12 +94,14 @@ def waterfall_table(cells: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(part.replace("_", " "), justify="right")
     several = len({row["trace"] for row in cells}) > 1
     for row in cells:
+        if all(row[f"waterfall_{part}_bytes"] is None for part in WATERFALL):
+            continue
         table.add_row(
             _name(row, several),
-            _bytes(row["peak_reserved_bytes"], _otherwise(row)),
-            *(_bytes(row[f"waterfall_{part}_bytes"], _otherwise(row)) for part in WATERFALL),
+            _bytes(row["peak_reserved_bytes"]),
+            *(_bytes(row[f"waterfall_{part}_bytes"]) for part in WATERFALL),
         )
-    return table
+    return table if table.row_count else None
 
 
 def torch_statistics_table(result: CellResult) -> Table | str:
@@ -218,7 +170,7 @@ def thread_table(results: Sequence[CellResult]) -> Table | None:
         info = result.info
         threads = (info["latency"] or {}).get("threads", {}).get("steady", {})
         by_calls = sorted(threads, key=lambda number: -_calls(threads[number]))
-        name = _name({**_row(info), "allocator": _ordered_label(info)}, several)
+        name = _name({**row_of(info), "allocator": _ordered_label(info)}, several)
         for place, number in enumerate(by_calls[:_SHOWN_THREADS]):
             found = threads[number]
             wait = found["lock_wait"]
@@ -227,7 +179,9 @@ def thread_table(results: Sequence[CellResult]) -> Table | None:
                 number,
                 f"{_calls(found):,.0f}",
                 *(_quantiles(found.get(kind)) for kind in KINDS),
-                f"{wait['count']:,.0f} x, {format_duration(wait['total_ns'])}",
+                # A median over processes may lie between two whole numbers.
+                f"{wait['count']:,.1f}".removesuffix(".0")
+                + f" x, {format_duration(wait['total_ns'])}",
             )
         if len(by_calls) > _SHOWN_THREADS:
             table.add_row("", f"{len(by_calls) - _SHOWN_THREADS} more")
@@ -247,61 +201,6 @@ def _quantiles(calls: Mapping[str, Any] | None) -> str:
     if calls is None:
         return "-"
     return " / ".join(format_duration(calls[f"{name}_ns"]["median"]) for name in QUANTILES)
-
-
-def notes(results: Sequence[CellResult], left_out: Iterable[tuple[str, str]] = ()) -> list[str]:
-    """What a reader of the tables must know, one sentence each, none twice."""
-    found: dict[str, None] = {}
-    if any(result.info["allocator"]["latency_source"] == "reference" for result in results):
-        found["† PyTorch's own code, compiled against the installed torch: the reference."] = None
-    for result in results:
-        info = result.info
-        if info["as_if"]:
-            found[
-                f"* as-if replay: {info['trace']['device']} traffic through an allocator for "
-                f"{info['allocator']['kind']} memory; shown, never recommended from."
-            ] = None
-    for result in results:
-        info = result.info
-        if info["backend"]["is_model"]:
-            found[
-                f"Backend {info['backend']['name']} is a model: addresses without memory, and "
-                "driver calls that take no time."
-            ] = None
-        if _grows_unreported(_row(info)):
-            found[
-                "Resident growth is measured from outside, where an allocator does not report what "
-                "it holds: by how much the process grew in the memory pass, with every block used."
-            ] = None
-        source = info["allocator"]["latency_source"]
-        if info["latency"]:
-            found[f"Latency source {source}: {SOURCES.get(source, source)}."] = None
-            found[
-                "Latencies include two clock reads, which cost "
-                f"{format_duration(info['harness']['clock_cost_ns'])} here."
-            ] = None
-        if result.plan_note is not None:
-            found[result.plan_note] = None
-        if info["outcome"]["reason"]:
-            found[f"{info['label']}: {info['outcome']['reason']}."] = None
-    for name, reason in left_out:
-        found[f"Left out: {name} ({reason})."] = None
-    for result in results:
-        # These two are said above, where they are nearer to the tables.
-        found.update(
-            dict.fromkeys(
-                warning
-                for warning in result.info["warnings"]
-                if not warning.startswith(("As-if replay", "The backend"))
-            )
-        )
-    return _one_clock_note(found)
-
-
-def _one_clock_note(found: Iterable[str]) -> list[str]:
-    """The clock's cost differs by a fraction of a nanosecond between cells: once is enough."""
-    clock = [note for note in found if note.startswith("Latencies include")]
-    return [note for note in found if note not in clock[1:]]
 
 
 class TemporaryFolder:
@@ -363,11 +262,8 @@ class Result:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         cells = rows(self.cells)
         yield memory_table(cells)
-        yield waterfall_table(cells)
-        yield speed_table(cells)
-        by_thread = thread_table(self.cells)
-        if by_thread is not None:
-            yield by_thread
+        tables = (waterfall_table(cells), speed_table(cells), thread_table(self.cells))
+        yield from (table for table in tables if table is not None)
         yield from notes(self.cells, self.left_out)
 
     def _repr_html_(self) -> str:

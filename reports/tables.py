@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from workbench.replay.results import rounding_share
+from workbench.replay.results import rounding_bytes, rounding_share
 from workbench.reports import formats
 from workbench.reports.cells import AS_IF, MODEL, REFERENCE, Cell
 
@@ -149,18 +149,17 @@ def _memory_numbers(cell: Cell) -> tuple[str, ...]:
         f"<strong>{formats.size(reserved)}</strong>{_growth(cell)}",
         formats.above(reserved, cell.live_peak),
         unused,
-        _rounding(memory.get("waterfall")),
+        _rounding(memory),
         formats.count(cell.driver_calls),
     )
 
 
-def _rounding(waterfall: dict[str, Any] | None) -> str:
+def _rounding(memory: dict[str, Any]) -> str:
     """The share of allocated bytes that nobody asked for, and below it the bytes."""
-    share = rounding_share(waterfall or {})
-    if not waterfall or not share:
+    share, bytes_ = rounding_share(memory), rounding_bytes(memory)
+    if not share:
         return formats.share(share)
-    bytes_ = formats.size(waterfall["rounding"])
-    return f'{formats.share(share)}<span class="spread">{bytes_}</span>'
+    return f'{formats.share(share)}<span class="spread">{formats.size(bytes_)}</span>'
 
 
 def _growth(cell: Cell) -> str:

@@ -15,7 +15,13 @@ from functools import cache
 from pathlib import Path
 
 from workbench.common.errors import MissingPartError
-from workbench.common.torch_build import TorchBuildError, build, find_compiler, find_torch
+from workbench.common.torch_build import (
+    TorchBuildError,
+    build,
+    compiler_version,
+    find_compiler,
+    find_torch,
+)
 
 FOLDER = Path(__file__).parent
 HEADER = FOLDER.parent / "include" / "workbench_allocator.h"
@@ -52,6 +58,10 @@ class Reference:
         """Why it cannot run here; empty where it can."""
         return _missing()
 
+    def versions(self) -> dict[str, str]:
+        """Of torch, and of the compiler; empty where one is missing."""
+        return dict(_versions())
+
     def library(self) -> Path:
         """The compiled library; compiles it unless it is there.
 
@@ -67,7 +77,7 @@ class Reference:
                 libraries=self.libraries,
             )
         except TorchBuildError as error:
-            raise MissingPartError(f"{self.name}: {error}") from None
+            raise MissingPartError(str(error)) from None
 
 
 @cache
@@ -84,6 +94,14 @@ def references() -> dict[str, Reference]:
             raise ImportError(f"two references have the name {reference.name!r}")
         found[reference.name] = reference
     return dict(sorted(found.items()))
+
+
+@cache
+def _versions() -> dict[str, str]:
+    try:
+        return {"torch": find_torch().version, "compiler": compiler_version()}
+    except TorchBuildError:
+        return {}
 
 
 @cache

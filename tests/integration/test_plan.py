@@ -275,3 +275,45 @@ def test_broken_plan_files_are_one_sentence(make_trace: MakeTrace, tmp_path: Pat
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "plan.parquet").read_bytes()[:-20])
     with pytest.raises(BrokenFileError, match="cannot be read as Parquet"):
         read_plan(tmp_path / "cut.parquet")
+
+
+def test_a_thread_that_is_not_there_is_told(make_trace: MakeTrace, tmp_path: Path) -> None:
+    make_trace(**EQUAL)
+    for command in (
+        ("replay", "run.parquet", "-a", "plan:thread:99"),
+        ("plan", "run.parquet", "--thread", "99"),
+    ):
+        done = wb(tmp_path, *command)
+        assert done.returncode == 2
+        assert "thread:99: the trace has no such thread; its only thread is 0" in done.stderr
+    info = replayed(tmp_path / "run.parquet", "cpu-caching:guard_thread:99", tmp_path / "out").info
+    assert "guard_thread:99 is no thread of this trace" in " ".join(info["warnings"])
+
+
+def test_a_plan_that_never_begins_again_says_so(make_trace: MakeTrace, tmp_path: Path) -> None:
+    trace = make_trace(**EQUAL)
+    settings = ("steps:0:2", "steps:1:50")
+    said = [
+        " ".join(
+            replayed(trace, f"plan:{one},rearm:step,on_mismatch:fallback", folder).info["warnings"]
+        )
+        for one in settings
+        for folder in [tmp_path / one.replace(":", "-")]
+    ]
+    assert ["rearm:step never began the plan" in one for one in said] == [False, True]
+
+
+def test_the_next_command_runs_the_plan_that_was_checked(
+    make_trace: MakeTrace, tmp_path: Path
+) -> None:
+    make_trace(**EQUAL)
+    make_trace(EQUAL["rows"][:20], name="short", step=EQUAL["step"][:20])
+    assert wb(tmp_path, "plan", "run.parquet", "-o", "a plan.parquet").returncode == 0
+    same = wb(tmp_path, "plan", "a plan.parquet", "--check", "run.parquet").stdout
+    assert "Next: wb replay run.parquet -a 'plan:file:\"a plan.parquet\"'" in same
+    assert "fallback" not in same
+    short = wb(tmp_path, "plan", "a plan.parquet", "--check", "short.parquet").stdout
+    assert "-a 'plan:file:\"a plan.parquet\",on_mismatch:fallback'" in short
+    assert "of the plan's 31 ids are missing" in short
+    unwritten = wb(tmp_path, "plan", "run.parquet", "--check", "short.parquet").stdout
+    assert "Next: wb plan run.parquet -o plan.parquet" in unwritten

@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 
 from workbench.common.errors import UsageError
+from workbench.common.torch_build import find_torch
 from workbench.replay import _engine, references
 from workbench.replay.allocators import known_allocators
 from workbench.replay.fit import fit_trace
 from workbench.replay.job import Options
+from workbench.replay.notes import notes
 from workbench.replay.references import HEADER
 from workbench.replay.runner import Session, replay_traces
-from workbench.replay.summary import memory_table, notes, rows
+from workbench.replay.summary import memory_table
+from workbench.replay.summary_rows import rows
 
 MakeTrace = Callable[..., Path]
 NAMES = sorted(references.references())
@@ -137,8 +140,24 @@ def test_what_takes_its_memory_from_the_system_does_not_run_on_a_simulation(
         "oom": None,
     }
     assert len(named.failed) == 1
-    with pytest.raises(UsageError, match="take its memory from the system"):
-        fit_trace(str(trace), ["torch-plan"])
+    fitted = fit_trace(str(trace), ["torch-plan", "direct"])
+    assert [fit.status for fit in fitted.fits] == ["unavailable", "fits"]
+
+
+@needs_torch
+def test_a_capacity_that_does_not_hold_it_and_what_it_was_compiled_from_are_told(
+    make_trace: MakeTrace, tmp_path: Path
+) -> None:
+    session = replay(
+        make_trace(), ["torch-cpu-caching", "cpu-caching"], tmp_path / "out", capacity=100 << 20
+    )
+    infos = by_allocator(session)
+    theirs, ours = infos["torch-cpu-caching"], infos["cpu-caching"]
+    held = "a capacity of 100.00 MiB does not hold it: it takes its memory from the system itself"
+    assert [held in " ".join(info["warnings"]) for info in (theirs, ours)] == [True, False]
+    assert theirs["versions"]["torch"] == find_torch().version
+    assert theirs["versions"]["compiler"]
+    assert "torch" not in ours["versions"]
 
 
 def test_without_torch_they_are_left_out_of_all_and_a_row_by_name(

@@ -30,7 +30,7 @@ def test_a_replay_prints_tables_notes_and_the_next_command(
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     for words in (
-        "peak requested",
+        "peak live requested",
         "unused",
         "device calls",
         "alloc p50 / p99 / max",

@@ -22,7 +22,8 @@ import workbench
 from workbench.common.errors import BrokenFileError, RunError, UsageError
 from workbench.recorders.trace import TraceWriter
 from workbench.replay.results import WATERFALL, CellResult, load_results
-from workbench.replay.summary import Result, rows
+from workbench.replay.summary import Result
+from workbench.replay.summary_rows import rows
 
 MakeTrace = Callable[..., Path]
 MIB = 2**20

@@ -20,6 +20,7 @@ from workbench.replay.cell import (
     slug,
     trace_name,
 )
+from workbench.replay.last_words import sizes_told
 
 KNOWN = ["caching", "cpu-caching", "direct"]
 HOST = {"name": "host", "available": True}
@@ -269,3 +270,8 @@ def test_settings_of_the_environment_are_read_where_pytorch_reads_them(
 def test_a_bracket_that_is_not_closed_stays_for_the_engine_to_refuse() -> None:
     spec = parse_allocator("caching:roundup_power2_divisions:[256:1,512:2", KNOWN)
     assert spec.settings == "roundup_power2_divisions:[256:1,512:2"
+
+
+def test_what_is_left_is_told_as_a_size() -> None:
+    said = "its first request, 100 bytes at event 0, with 25276502016 bytes left"
+    assert sizes_told(said) == "its first request, 100 bytes at event 0, with 23.54 GiB left"

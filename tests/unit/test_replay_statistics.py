@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workbench.commands import _health
+from workbench.replay import machine
 from workbench.replay.machine import describe_machine, noise_warnings, package_versions
 from workbench.replay.statistics import (
     bucket_edges,
@@ -120,3 +122,18 @@ def test_the_machine_is_described_in_full() -> None:
 def test_a_noisy_machine_is_named(load: float, governor: str | None, count: int) -> None:
     machine = {"load_average": load, "cores": 2, "governor": governor}
     assert len(noise_warnings(machine)) == count
+
+
+@pytest.mark.parametrize(
+    ("may", "status", "words"), [(True, "ok", "not bind"), (False, "note", "")]
+)
+def test_who_may_lock_any_memory_is_not_told_of_a_limit(
+    may: bool, status: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "may_lock_any_memory", lambda: may)
+    monkeypatch.setattr(_health.resource, "getrlimit", lambda which: (64 << 10, 64 << 10))
+    found = _health._locked_memory()
+    assert found.state == status
+    assert "64.00 KiB" in found.found
+    assert words in found.found
+    assert may or "host-pinned on the backend host is unavailable" in found.meaning

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,7 +92,7 @@ def test_the_answer_says_how_far_above_the_floor(
 
 def test_the_table_shows_peaks_marks_spread_and_the_outcome(text: str) -> None:
     read = Reader(text).text
-    assert "cpu-caching 99.80 MiB 101.80 MiB 134.73 MiB +35.0 % 25.9 % not reported 15" in read
+    assert "cpu-caching 99.80 MiB 101.80 MiB 134.73 MiB +35.0 % 25.9 % 2.0 % 2.00 MiB 15" in read
     assert "cpu-caching steady latency: ours 56 ns 53 to 60 ns" in read
     assert "cpu-caching cold latency: ours 112 ns 106 to 121 ns" in read
     assert "out of memory at event 4,999 , asking for 512.00 MiB".replace(" ,", ",") in read
@@ -257,15 +258,16 @@ def test_how_a_plan_was_kept_to_is_said(tmp_path: Path, make_result: Callable[..
     )
 
 
-def memory_of(folder: Path) -> dict[str, object]:
+def memory_of(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "cell.json").read_text())["memory"])
 
 
 def test_what_rounding_wastes_is_a_column(tmp_path: Path, make_result: Callable[..., Path]) -> None:
     memory = memory_of(make_result(tmp_path / "a"))
-    parts = {"live_requested": 60 * MIB, "rounding": 20 * MIB}
-    waterfall = {"event": 3, "pending": 0, "stranded": 0, "cached": 0, **parts}
-    make_result(tmp_path / "b", memory=memory | {"waterfall": waterfall})
+    peaks = dict(memory["peaks"])
+    for name, size in (("live_requested", 60 * MIB), ("allocated", 80 * MIB)):
+        peaks[name] = {"bytes": size, "event": 3, "time_ns": 3}
+    make_result(tmp_path / "b", memory=memory | {"peaks": peaks})
     assert "rounding device calls" in Reader(page(load_results([tmp_path / "b"]))).text
     assert "25.0 % 20.00 MiB 15" in Reader(page(load_results([tmp_path / "b"]))).text
 

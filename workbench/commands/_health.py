@@ -127,11 +127,27 @@ def _kernel() -> Iterator[Finding]:
         f"{load:.2f} on {cores} cores",
         "the machine is busy: measure when it is idle" if load > cores / 2 else "",
     )
+    yield _locked_memory()
+
+
+def _locked_memory() -> Finding:
+    """How much host memory may be pinned; CAP_IPC_LOCK, which root has, is above the limit."""
+    from workbench.replay.machine import may_lock_any_memory
+
+    name = "memory that may be locked"
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-    yield Finding(
-        "memory that may be locked",
-        "ok",
-        "unlimited" if limit == resource.RLIM_INFINITY else format_bytes(limit),
+    if limit == resource.RLIM_INFINITY:
+        return Finding(name, "ok", "unlimited")
+    if may_lock_any_memory():
+        return Finding(
+            name, "ok", f"any: the limit of {format_bytes(limit)} does not bind this process"
+        )
+    return Finding(
+        name,
+        "note",
+        format_bytes(limit),
+        "host-pinned on the backend host is unavailable for traffic above it: ulimit -l unlimited "
+        "raises it, or use --backend simulated",
     )
 
 

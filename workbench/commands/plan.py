@@ -91,8 +91,10 @@ def command(
             from workbench.replay.plans import read_plan
 
             plan, origin = read_plan(trace)
+            file: str | None = trace
         else:
             plan, origin = _planned(trace, device, ",".join(settings), progress)
+            file = None if output is None else str(output)
         if output is not None:
             write_plan(plan, origin, output)
         compared = None
@@ -100,7 +102,7 @@ def command(
             other = _loaded(check, progress)
             compared = compare(plan, traffic_to_plan(other, device or origin.device)[0])
     facts = {
-        "path": None if output is None else str(output),
+        "path": file,
         **asdict(origin),
         **plan_facts(plan),
     }
@@ -151,14 +153,26 @@ def _print(
     if compared is not None:
         console.print()
         console.print(printable(_verdict(compared, str(check))), markup=False, soft_wrap=True)
-    words = ["wb", "replay", trace, "-a", "plan", "-a", "caching"]
-    if facts["path"] is not None:
-        words[4] = f"plan:file:{facts['path']}"
-        words[4] += ",rearm:step" if facts["steps"] else ""
-        words[4] += ",on_mismatch:fallback" if facts["steps"] else ""
-    elif compared is not None:
-        words = ["wb", "replay", str(check), "-a", "plan:on_mismatch:fallback"]
+    words = _next_command(facts, compared, trace, check)
     console.print(f"\nNext: {shell_line(words)}", markup=False, soft_wrap=True)
+
+
+def _next_command(
+    facts: dict[str, Any], compared: Comparison | None, trace: str, check: str | None
+) -> list[str]:
+    from workbench.replay.cell import quoted
+
+    if compared is None or check is None:
+        allocator = "plan"
+        if facts["path"] is not None:
+            allocator = f"plan:file:{quoted(facts['path'])}"
+            allocator += ",rearm:step,on_mismatch:fallback" if facts["steps"] else ""
+        return ["wb", "replay", trace, "-a", allocator, "-a", "caching"]
+    if facts["path"] is None:
+        return ["wb", "plan", trace, "-o", "plan.parquet"]
+    allocator = f"plan:file:{quoted(facts['path'])}"
+    allocator += "" if compared.matches else ",on_mismatch:fallback"
+    return ["wb", "replay", check, "-a", allocator]
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:
@@ -187,8 +201,15 @@ def _lines(facts: dict[str, Any]) -> list[str]:
 def _verdict(compared: Comparison, check: str) -> str:
     if compared.matches:
         return f"{check} keeps to the plan: {compared.found:,} allocations, all as planned"
-    return (
-        f"{check} does not keep to the plan: {compared.problem}; of "
-        f"{min(compared.planned, compared.found):,} ids {compared.sizes_differ:,} have another "
-        f"size and {compared.lifetimes_differ:,} another lifetime"
+    both = min(compared.planned, compared.found)
+    text = (
+        f"{check} does not keep to the plan: {compared.problem}; of {both:,} ids "
+        f"{compared.sizes_differ:,} have another size and {compared.lifetimes_differ:,} another "
+        "lifetime"
     )
+    if compared.found < compared.planned:
+        missing = compared.planned - compared.found
+        text += f"; {missing:,} of the plan's {compared.planned:,} ids are missing"
+    elif compared.found > compared.planned:
+        text += f"; {compared.found - compared.planned:,} allocations more than planned follow"
+    return text

@@ -140,26 +140,24 @@ def _print(session: Session, output: Path, html: Path | None, *, torch_statistic
     from rich.console import Console
 
     from workbench.common.words import printable, shell_word
+    from workbench.replay.notes import notes
     from workbench.replay.summary import (
         memory_table,
-        notes,
-        rows,
         speed_table,
         thread_table,
         torch_statistics_table,
         waterfall_table,
     )
+    from workbench.replay.summary_rows import rows
 
     # A pipe has no width: take one that holds the tables unbroken.
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     if session.results:
         cells = rows(session.results)
-        console.print(memory_table(cells))
-        console.print(waterfall_table(cells))
-        console.print(speed_table(cells))
-        by_thread = thread_table(session.results)
-        if by_thread is not None:
-            console.print(by_thread)
+        tables = (memory_table(cells), waterfall_table(cells), speed_table(cells))
+        for table in (*tables, thread_table(session.results)):
+            if table is not None:
+                console.print(table)
     for result in session.results if torch_statistics else ():
         console.print(torch_statistics_table(result), markup=False)
     for note in notes(session.results, session.left_out):

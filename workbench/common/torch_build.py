@@ -98,6 +98,20 @@ def find_compiler() -> list[str]:
     )
 
 
+def compiler_version() -> str:
+    """What the C++ compiler says first of itself; empty where it does not.
+
+    Raises:
+        TorchBuildError: there is none.
+    """
+    command = [*find_compiler(), "--version"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return (done.stdout.splitlines() or [""])[0].strip()
+
+
 def build(
     name: str,
     sources: Sequence[Path],
