@@ -1,10 +1,13 @@
 // What the references share.
 #pragma once
 
+#include <signal.h>
+#include <unistd.h>
 #include <workbench_allocator.h>
 
 #include <cstddef>
 #include <cstdio>
+#include <cstring>
 
 namespace reference {
 
@@ -26,5 +29,36 @@ inline bool has_system_memory(const wb_host& host, char* error, std::size_t erro
                 "it takes its memory from the system by itself; replay it with --backend host");
   return false;
 }
+
+// While this lives, a process that dies of a known defect of the original says so in its last
+// words. There is one at a time.
+class TellsOfTheDefect {
+ public:
+  // `words`: a line, which outlives this.
+  explicit TellsOfTheDefect(const char* words) {
+    words_ = words;
+    struct sigaction action = {};
+    action.sa_handler = &tell;
+    for (int i = 0; i < kSignals; ++i) sigaction(kNumbers[i], &action, &before_[i]);
+  }
+  ~TellsOfTheDefect() { put_back(); }
+  TellsOfTheDefect(const TellsOfTheDefect&) = delete;
+  TellsOfTheDefect& operator=(const TellsOfTheDefect&) = delete;
+
+ private:
+  static void put_back() {
+    for (int i = 0; i < kSignals; ++i) sigaction(kNumbers[i], &before_[i], nullptr);
+  }
+  static void tell(int) {
+    // The fault comes again, to whoever would have had it.
+    put_back();
+    if (write(STDERR_FILENO, words_, std::strlen(words_)) < 0) return;
+  }
+
+  static constexpr int kSignals = 3;
+  static constexpr int kNumbers[kSignals] = {SIGSEGV, SIGBUS, SIGABRT};
+  static inline struct sigaction before_[kSignals];
+  static inline const char* words_ = nullptr;
+};
 
 }  // namespace reference

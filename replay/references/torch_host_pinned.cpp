@@ -19,6 +19,8 @@
 #include <tuple>
 #include <vector>
 
+#include "original.h"
+
 namespace reference {
 namespace {
 
@@ -234,11 +236,21 @@ class Original final : public at::CachingHostAllocatorImpl<c10::Stream, Event> {
 
 thread_local bool Original::is_fresh_ = false;
 
+// With the round threshold below the cached size a free list holds blocks of different sizes, and
+// the original does not ask for theirs.
+constexpr char kDefect[] =
+    "PyTorch's own at::CachingHostAllocatorImpl hands out blocks smaller than asked where "
+    "pinned_max_round_threshold_mb is below pinned_max_cached_size_mb, and a program that writes "
+    "to "
+    "them writes past their end; give both the same value, or replay host-pinned, which is without "
+    "the defect\n";
+
 struct Instance {
   Original original;
   const bool counts;  // timed passes measure the original alone
   std::atomic<std::int64_t> calls = 0;
   std::atomic<std::int64_t> allocated = 0;
+  std::optional<TellsOfTheDefect> told;
 };
 
 Instance& self(void* allocator) { return *static_cast<Instance*>(allocator); }
@@ -246,7 +258,9 @@ Instance& self(void* allocator) { return *static_cast<Instance*>(allocator); }
 void* create(const wb_host* host, const char* configuration, char* error, std::size_t error_size) {
   Options options;
   if (!options.read(configuration, error, error_size)) return nullptr;
-  return new Instance{{*host, options}, host->counts != 0};
+  auto* const instance = new Instance{{*host, options}, host->counts != 0};
+  if (options.max_round < options.max_cached) instance->told.emplace(kDefect);
+  return instance;
 }
 
 void destroy(void* allocator) {

@@ -3,8 +3,6 @@
 #include <c10/core/impl/alloc_cpu.h>
 #include <c10/mobile/CPUProfilingAllocator.h>
 #include <c10/util/Exception.h>
-#include <signal.h>
-#include <unistd.h>
 #include <workbench_allocator.h>
 
 #include <algorithm>
@@ -45,36 +43,10 @@ namespace {
 }
 
 // The original keys its free ranges by size alone, and loses its way in memory when two are equal.
-// While this lives, the last words of a process that dies of it say so. There is one at a time.
-class TellsOfTheDefect {
- public:
-  TellsOfTheDefect() {
-    struct sigaction action = {};
-    action.sa_handler = &tell;
-    for (int i = 0; i < kSignals; ++i) sigaction(kNumbers[i], &action, &before_[i]);
-  }
-  ~TellsOfTheDefect() { put_back(); }
-  TellsOfTheDefect(const TellsOfTheDefect&) = delete;
-  TellsOfTheDefect& operator=(const TellsOfTheDefect&) = delete;
-
- private:
-  static void put_back() {
-    for (int i = 0; i < kSignals; ++i) sigaction(kNumbers[i], &before_[i], nullptr);
-  }
-  static void tell(int) {
-    static constexpr char kWords[] =
-        "PyTorch's own planner, c10::AllocationPlanner, crashed, as it does where two free ranges "
-        "have the same size, which is nearly every trace; plan with planner:greedy has the "
-        "same rule without the defect\n";
-    // The fault comes again, to whoever would have had it.
-    put_back();
-    if (write(STDERR_FILENO, kWords, sizeof kWords - 1) < 0) return;
-  }
-
-  static constexpr int kSignals = 3;
-  static constexpr int kNumbers[kSignals] = {SIGSEGV, SIGBUS, SIGABRT};
-  static inline struct sigaction before_[kSignals];
-};
+constexpr char kDefect[] =
+    "PyTorch's own planner, c10::AllocationPlanner, crashed, as it does where two free ranges have "
+    "the same size, which is nearly every trace; plan with planner:greedy plans by its rules "
+    "without the defect, and may place ties of more than 8 allocations otherwise\n";
 
 struct Instance {
   explicit Instance(const wb_host& host)
@@ -146,7 +118,7 @@ std::int32_t prepare(void* allocator, const wb_lifetimes* lifetimes, char*, std:
     planner.record_allocation(lifetimes->bytes[i], &names[i]);
     ++me.planned_ids;
   }
-  const TellsOfTheDefect told;
+  const TellsOfTheDefect told(kDefect);
   planner.formulate_plan();
   return 0;
 }

@@ -206,3 +206,19 @@ def test_a_setting_that_a_reference_does_not_take_is_wrong_use(
 ) -> None:
     with pytest.raises(UsageError, match=r"unknown setting 'planner'; it takes none"):
         replay(make_trace(), ["torch-plan:planner:greedy"], tmp_path / "out")
+
+
+@needs_torch
+def test_a_crash_of_the_pinned_cache_is_told_by_its_defect(
+    make_trace: MakeTrace, tmp_path: Path
+) -> None:
+    # A block of 129 MiB serves a request for 255 MiB: both are in the free list up to 256 MiB.
+    rows = [("alloc", 0, 129 << 20), ("free", 0, 129 << 20), ("alloc", 1, 255 << 20)]
+    trace = make_trace([*rows, ("free", 1, 255 << 20)], device="pinned")
+    limit = "torch-host-pinned:pinned_max_round_threshold_mb:1"
+    session = replay(trace, [limit], tmp_path / "out", backend="host")
+    outcome = session.results[0].info["outcome"]
+    if outcome["status"] == "unavailable":
+        pytest.skip("this process may pin little memory")
+    assert outcome["status"] == "crashed"
+    assert "hands out blocks smaller than asked" in outcome["reason"]
