@@ -206,7 +206,7 @@ def convert_and_report(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
     bar = Progress(
         TextColumn("wb: writing the trace"),
         BarColumn(),

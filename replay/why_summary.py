@@ -50,7 +50,7 @@ def html(why: Why) -> str:
     """The same as a page of its own."""
     from rich.console import Console
 
-    console = Console(record=True, file=io.StringIO(), width=110, highlight=False)
+    console = Console(record=True, file=io.StringIO(), width=110, highlight=False, emoji=False)
     for part in parts(why):
         console.print(part, markup=False, soft_wrap=isinstance(part, str))
     return console.export_html(inline_styles=True)

@@ -27,7 +27,7 @@ class progress_bar:
             BarColumn(),
             MofNCompleteColumn(),  # knows what to write where the total is not known yet
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=Console(stderr=True, emoji=False),
             transient=True,
             disable=not sys.stderr.isatty(),
         )

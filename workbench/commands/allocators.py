@@ -42,6 +42,6 @@ def command(
             escape(settings) or "none",
             "yes" if allocator["available"] else escape(f"no: {allocator['reason']}"),
         )
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, emoji=False)
     console.print(table)
     console.print("\nNext: wb replay run.parquet --allocator all", markup=False)

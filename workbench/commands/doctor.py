@@ -46,7 +46,7 @@ def command(
                 escape(finding.found),
                 escape(finding.meaning),
             )
-        console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+        console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, emoji=False)
         console.print(table)
         console.print("\nNext: wb record -o run.parquet train.py", markup=False)
     if broken:

@@ -68,7 +68,7 @@ def _print(fits: Fits, trace: str) -> None:
     from workbench.replay.fit_summary import parts
 
     # A pipe has no width: take one that holds the table unbroken.
-    console = Console(width=None if sys.stdout.isatty() else 180, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 180, highlight=False, emoji=False)
     for part in parts(fits):
         console.print(part, markup=not isinstance(part, str), soft_wrap=isinstance(part, str))
     holding = [fit for fit in fits.fits if fit.capacity is not None]

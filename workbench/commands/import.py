@@ -78,7 +78,7 @@ def _print(report: ImportReport) -> None:
     from workbench.common.units import format_bytes
     from workbench.common.words import shell_word
 
-    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False, emoji=False)
     summary = report.summary
     lines = [f"{report.file}: {summary.events:,} events, read as {report.kind}"]
     lines += [

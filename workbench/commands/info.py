@@ -77,7 +77,7 @@ def _summarise(trace: Trace, show_progress: bool) -> list[FileSummary]:
 
     from workbench.recorders.trace.summary import summarise
 
-    errors = Console(stderr=True)
+    errors = Console(stderr=True, emoji=False)
     hidden = not (show_progress and errors.is_terminal)
     with Progress(console=errors, transient=True, disable=hidden) as progress:
         task = progress.add_task("Reading", total=max(trace.rows, 1))
@@ -100,7 +100,7 @@ def _peaks(summary: FileSummary) -> Iterator[int]:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else 100, highlight=False, emoji=False)
 
 
 def _table(title: str, *columns: str, left: int = 1) -> Table:

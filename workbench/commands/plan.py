@@ -147,7 +147,7 @@ def _print(
     from workbench.common.words import printable, shell_line
 
     # A pipe has no width: take one that holds the lines unbroken.
-    console = Console(width=None if sys.stdout.isatty() else 180, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 180, highlight=False, emoji=False)
     for line in _lines(facts):
         console.print(printable(line), markup=False, soft_wrap=True)
     if compared is not None:

@@ -151,7 +151,7 @@ def _print(session: Session, output: Path, html: Path | None, *, torch_statistic
     from workbench.replay.summary_rows import rows
 
     # A pipe has no width: take one that holds the tables unbroken.
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, emoji=False)
     if session.results:
         cells = rows(session.results)
         tables = (memory_table(cells), waterfall_table(cells), speed_table(cells))

@@ -93,7 +93,7 @@ def _print(tuning: Tuning, trace: str, top: int) -> None:
     from workbench.replay.tune_summary import follow_up, parts
 
     # A pipe has no width: take one that holds the tables unbroken.
-    console = Console(width=None if sys.stdout.isatty() else 180, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 180, highlight=False, emoji=False)
     for part in parts(tuning, top):
         # Lines are not broken by us: one of them is to be copied.
         console.print(part, markup=not isinstance(part, str), soft_wrap=isinstance(part, str))

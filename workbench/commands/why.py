@@ -88,7 +88,7 @@ def _print(why: Why, file: str, html: Path | None) -> None:
     from workbench.common.words import printable, shell_word
     from workbench.replay.why_summary import parts
 
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, emoji=False)
     for part in parts(why):
         console.print(part, markup=False, soft_wrap=isinstance(part, str))
     if html is not None:
