@@ -10,7 +10,7 @@ import pandas as pd
 from workbench.common.errors import UsageError
 from workbench.common.units import format_bytes
 from workbench.replay.events import Array
-from workbench.replay.results import WATERFALL
+from workbench.replay.result_fields import WATERFALL
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult

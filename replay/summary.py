@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 from workbench.common.errors import UsageError
 from workbench.common.units import format_bytes, format_duration
 from workbench.replay.notes import notes
-from workbench.replay.results import WATERFALL, CellResult
+from workbench.replay.result_fields import WATERFALL
+from workbench.replay.results import CellResult
 from workbench.replay.summary_rows import (
     KINDS,
     QUANTILES,

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.replay.results import WATERFALL, CellResult, device_calls, rounding_share
+from workbench.replay.result_fields import WATERFALL
+from workbench.replay.results import CellResult, device_calls, rounding_share
 
 STATES = ("cold", "steady")
 KINDS = ("alloc", "free")

@@ -21,7 +21,8 @@ import pytest
 import workbench
 from workbench.common.errors import BrokenFileError, RunError, UsageError
 from workbench.recorders.trace import TraceWriter
-from workbench.replay.results import WATERFALL, CellResult, load_results
+from workbench.replay.result_fields import WATERFALL
+from workbench.replay.results import CellResult, load_results
 from workbench.replay.summary import Result
 from workbench.replay.summary_rows import rows
 

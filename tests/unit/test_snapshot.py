@@ -15,7 +15,7 @@ from workbench.common.errors import UsageError
 from workbench.recorders.trace import TraceWriter
 from workbench.replay.events import load_trace
 from workbench.replay.replayed_again import ReplayedAgain
-from workbench.replay.results import WATERFALL
+from workbench.replay.result_fields import WATERFALL
 from workbench.replay.snapshot import Snapshot
 
 MIB = 2**20

@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from workbench.replay.notes import notes
-from workbench.replay.results import WATERFALL, CellResult
+from workbench.replay.result_fields import WATERFALL
+from workbench.replay.results import CellResult
 from workbench.replay.summary import Result, memory_table, thread_table, waterfall_table
 from workbench.replay.summary_rows import rows
 
