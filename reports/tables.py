@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from workbench.replay.results import rounding_bytes, rounding_share
+from workbench.replay.results import rounding_bytes, rounding_share, takes_memory_itself
 from workbench.reports import formats
 from workbench.reports.cells import AS_IF, MODEL, REFERENCE, Cell
 
@@ -66,16 +66,16 @@ def time(cells: Sequence[Cell]) -> str:
 
 
 def _first_touch(cells: Sequence[Cell]) -> str:
-    """Which cold latencies have no page faults in them; empty where all or none have."""
+    """Whose cold calls leave memory untouched; empty where all or none do."""
     host = [c for c in cells if c.info["backend"]["name"] == "host" and c.latencies("cold")]
-    without = [cell for cell in host if cell.was_measured and cell.driver_calls is None]
+    without = [cell for cell in host if takes_memory_itself(cell.info["memory"])]
     if not without or len(without) == len(host):
         return ""
     names = ", ".join(formats.markup(cell.label) for cell in without)
     return (
-        '<p class="key">Cold on host: memory taken from the workbench has each of its pages '
-        f"written within the call, which is most of its time. {names}: from the system, "
-        "untouched, so that these cold latencies have no page faults in them.</p>"
+        '<p class="key">Cold latencies differ in what is in them: memory of the backend host is '
+        f"touched within the call that takes it, and {names} may leave that to the program's first "
+        "use of it. Compare the steady ones.</p>"
     )
 
 
