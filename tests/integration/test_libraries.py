@@ -35,8 +35,8 @@ DIAGNOSES = {
     "nothing": r"defines neither workbench_allocator nor my_malloc nor malloc; .*",
     "overlaps": r"overlapping memory: the 1000 bytes of row 1 lie at 0x\w+, in the live block of "
     r"row 0 at 0x\w+",
-    "returns_null": r"it returned null for its first request, 4096 bytes at row 0, with \d+ bytes "
-    r"left",
+    "returns_null": r"it returned null for its first request, 4096 bytes at row 0, with [0-9.]+ "
+    r"\w+ left",
     "same_twice": r"memory handed out twice: the 1000 bytes of row 1 begin where the live block of "
     r"row 0 does",
     "scribbles": r"the block allocated by row 0 is damaged at offset 10 of 4096 bytes",
