@@ -15,6 +15,7 @@ from workbench.common.errors import UsageError
 
 DEFAULT_DEVICE_CAPACITY = 80 * 2**30
 ORDERS = ("global", "handoff", "free")
+LONGEST_TIMEOUT = 1_000_000  # seconds; the system waits a little over twice that at most
 _DELAY = re.compile(r"delay:([0-9]{1,19})")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_=+-]+")
 _KEY = re.compile(r"[A-Za-z_]\w*:")
@@ -53,6 +54,11 @@ def split_settings(text: str) -> list[str]:
 
     A value may hold commas inside square brackets; one in double quotes holds anything but those.
     """
+    return _split(text)[0]
+
+
+def _split(text: str) -> tuple[list[str], str]:
+    """The settings in `text`, and what is wrong with its quotes or brackets; empty if nothing."""
     parts = [""]
     depth, in_quotes = 0, False
     for letter in text:
@@ -68,7 +74,9 @@ def split_settings(text: str) -> list[str]:
         else:
             depth += (letter == "[") - (letter == "]")
         parts[-1] += letter
-    return [part for part in parts if part]
+    problem = "a bracket that is not closed" if depth > 0 else ""
+    problem = "a quote that does not end" if in_quotes else problem
+    return [part for part in parts if part], problem
 
 
 def unquoted(value: str) -> str:
@@ -91,7 +99,7 @@ def parse_allocator(text: str, known: Sequence[str]) -> AllocatorSpec:
 
     Raises:
         UsageError: no allocator of that name; the message suggests the nearest. Or no settings in
-            the environment.
+            the environment, or a quote or bracket without its other end.
     """
     try:
         text.encode()
@@ -110,7 +118,12 @@ def parse_allocator(text: str, known: Sequence[str]) -> AllocatorSpec:
         )
     if name == "caching" and settings.strip() == "env":
         settings = _environment_settings(text)
-    parts = split_settings(settings)
+    parts, problem = _split(settings)
+    if problem:
+        raise UsageError(
+            f"--allocator {text!r}: this has {problem}; write its other end, or put a path or "
+            "configuration that holds it in double quotes"
+        )
     if name == "pluggable" and parts and not _KEY.match(parts[0]):
         parts[0] = f"library:{parts[0]}"
     # One text for equal settings.
@@ -158,6 +171,18 @@ def check_order(text: str) -> str:
     if text not in ORDERS:
         raise UsageError(f"--order {text!r} is not known; write {', '.join(ORDERS[:-1])} or free")
     return text
+
+
+def check_timeout(seconds: float) -> None:
+    """Refuse what is no time to wait.
+
+    Raises:
+        UsageError: not above 0, or longer than can be waited.
+    """
+    if not 0 < seconds <= LONGEST_TIMEOUT:
+        raise UsageError(
+            f"--timeout {seconds:g} is not a time; write seconds above 0, up to {LONGEST_TIMEOUT:,}"
+        )
 
 
 def device_kind(device: str) -> str:

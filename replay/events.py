@@ -41,6 +41,8 @@ ENGINE_COLUMNS = {
 # The operations whose `value` the engine is told.
 _CUDA_EVENTS = ("event_record", "event_wait")
 _VALUED = (*_CUDA_EVENTS, "set_fraction")
+# As the engine's kMostStreams.
+_MOST_STREAMS = 1 << 16
 WHOLE_FRACTION = 1_000_000
 """The `value` of a `set_fraction` that is the whole device."""
 
@@ -181,6 +183,19 @@ class LoadedTrace:
         rows: Array = np.flatnonzero(found)
         return rows
 
+    def _check_streams(self, op: Array, lanes: Array, row: Array) -> None:
+        """The engine keeps an entry for each number of a stream up to the highest."""
+        wrong = (lanes >= _MOST_STREAMS) | ((lanes < 0) & ~_of_all_streams(op))
+        if wrong.any():
+            first = int(np.flatnonzero(wrong)[0])
+            raise BrokenFileError(
+                self.path,
+                f"row {row[first]} has stream {self.columns['stream'][row[first]]}, and streams "
+                f"that can be replayed have numbers from 0 to {_MOST_STREAMS - 1}, those of "
+                "private pools counted behind the others",
+                "record it again",
+            )
+
     def traffic(self, device: str) -> Traffic:
         """The events of `device` that the engine knows.
 
@@ -199,7 +214,9 @@ class LoadedTrace:
             allocs = np.append(True, row[again][1:] != row[again][:-1])
             op[again] = np.where(allocs, _engine.OPS["alloc"], _engine.OPS["free"])
             part["id"][again] = int(self.columns["id"].max()) + np.cumsum(allocs)
-        part["stream"] = _lanes(op, part["stream"], part.get("pool"))
+        lanes = _lanes(op, part["stream"], part.get("pool"))
+        self._check_streams(op, lanes, row)
+        part["stream"] = lanes.astype(ENGINE_COLUMNS["stream"])
         try:
             slot, slot_count = _engine.assign_slots(op, part["id"])
             value = _values(op, part.get("value"))
@@ -231,12 +248,18 @@ class LoadedTrace:
         )
 
 
+def _of_all_streams(op: Array) -> Array:
+    found: Array = np.isin(op, [_engine.OPS[name] for name in ("synchronize", "set_fraction")])
+    return found
+
+
 def _lanes(op: Array, stream: Array, pool: Array | None) -> Array:
     """Streams, with those of private pools numbered behind the others: they share no memory."""
     if pool is None or not pool.any():
         return stream
     made = np.isin(op, [_engine.OPS["alloc"], _engine.OPS["live"]])
-    lanes: Array = np.where(made, stream + (stream.max() + 1) * pool, stream).astype(stream.dtype)
+    stream = stream.astype(np.int64)
+    lanes: Array = np.where(made, stream + (stream.max() + 1) * pool, stream)
     return lanes
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from workbench.common.errors import MissingPartError, UsageError
 from workbench.replay.alloc_conf import RULES, RecordedSettings
 from workbench.replay.allocators import known_allocators, reference_of, runs_as, unfit_backend
-from workbench.replay.cell import AllocatorSpec, check_completion
+from workbench.replay.cell import AllocatorSpec, check_completion, check_timeout
 from workbench.replay.fitting import UNIT, Fit, Fits
 from workbench.replay.processes import scratch_folder
 from workbench.replay.search import TIMEOUT, Candidate, Outcome, Pool, Progress
@@ -59,12 +59,16 @@ def fit_trace(
     from workbench.replay.choice import choose_allocators
 
     check_completion(options.completion)
-    if not options.timeout > 0:
-        raise UsageError(f"--timeout {options.timeout:g} is not a time; write seconds above 0")
+    check_timeout(options.timeout)
     choice = choose_allocators(allocators, "simulated", progress)
     left_out = list(choice.left_out)
     specs = []
     for spec in choice.specs:
+        if spec.name == "plan" and "file" in spec.settings_by_key():
+            raise UsageError(
+                f"--allocator {spec.label}: a plan in a file has its height already, which wb plan "
+                "tells; leave the file out to fit a plan of this trace"
+            )
         reference = reference_of(spec)
         if reference is None or spec in choice.named:
             specs.append(spec)

@@ -17,7 +17,7 @@ from workbench.replay.alloc_conf import (
     unknown_keys,
     useful_collections,
 )
-from workbench.replay.cell import check_completion
+from workbench.replay.cell import check_completion, check_timeout
 from workbench.replay.objective import Objective
 from workbench.replay.processes import scratch_folder
 from workbench.replay.search import TIMEOUT, Candidate, Pool, Progress
@@ -116,8 +116,7 @@ def _check(options: TuneOptions) -> Objective:
     check_completion(options.completion)
     if options.trials < 1:
         raise UsageError(f"--trials {options.trials} is not a number of settings; write 1 or more")
-    if not options.timeout > 0:
-        raise UsageError(f"--timeout {options.timeout:g} is not a time; write seconds above 0")
+    check_timeout(options.timeout)
     if not 0 <= options.seed < 2**32:
         raise UsageError(f"--seed {options.seed} is not a seed; write 0 to {2**32 - 1}")
     for key in options.without:

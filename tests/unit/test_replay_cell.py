@@ -267,9 +267,19 @@ def test_settings_of_the_environment_are_read_where_pytorch_reads_them(
     assert parse_allocator("direct:env", KNOWN).settings == "env"
 
 
-def test_a_bracket_that_is_not_closed_stays_for_the_engine_to_refuse() -> None:
-    spec = parse_allocator("caching:roundup_power2_divisions:[256:1,512:2", KNOWN)
-    assert spec.settings == "roundup_power2_divisions:[256:1,512:2"
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("caching:roundup_power2_divisions:[256:1,512:2", "a bracket that is not closed"),
+        ("pluggable:h.so,config:[a", "a bracket that is not closed"),
+        ('pluggable:"h.so', "a quote that does not end"),
+    ],
+)
+def test_a_quote_or_bracket_without_its_other_end_is_refused(text: str, problem: str) -> None:
+    # Unread, it would swallow the settings behind it.
+    with pytest.raises(UsageError, match=problem) as error:
+        parse_allocator(text, [*KNOWN, "pluggable"])
+    assert f"--allocator {text!r}" in str(error.value)
 
 
 def test_what_is_left_is_told_as_a_size() -> None:
