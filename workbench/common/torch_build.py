@@ -19,13 +19,20 @@ import platform
 import re
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+_STALE_SECONDS = 3600
+# Of a 64-bit ELF file: its header, and an entry in its table of segments. Byte order as here.
+_ELF_HEADER = struct.Struct("=16sHHIQQQIHHHHHH")
+_ELF_SEGMENT = struct.Struct("=IIQQQQQQ")
 
 
 class TorchBuildError(Exception):
@@ -82,7 +89,12 @@ def find_compiler() -> list[str]:
     """
     wanted = os.environ.get("CXX")
     if wanted:
-        command = shlex.split(wanted)
+        try:
+            command = shlex.split(wanted)
+        except ValueError:
+            raise TorchBuildError(
+                f"CXX={wanted!r} has a quote that does not end; correct the variable or unset it"
+            ) from None
         if command and shutil.which(command[0]):
             return command
         raise TorchBuildError(
@@ -146,13 +158,51 @@ def build(
         key.update(file.name.encode() + b"\0" + file.read_bytes())
     folder = _cache_folder()
     library = folder / f"{name}-{torch.version}-{key.hexdigest()[:16]}.so"
-    if library.is_file():
+    if is_whole(library):
         return library
     compiler = find_compiler()
-    with _only_one(library.with_suffix(".lock")):
-        if not library.is_file():
-            _compile([*compiler, *map(str, sources), *flags], library)
+    try:
+        with _only_one(library.with_suffix(".lock")):
+            if not is_whole(library):
+                _sweep(folder)
+                _compile([*compiler, *map(str, sources), *flags], library)
+    except OSError as error:
+        raise TorchBuildError(
+            f"the compiled part cannot be kept as {library} ({error.strerror or error}); remove "
+            "what is there, or make room"
+        ) from None
     return library
+
+
+def is_whole(library: Path) -> bool:
+    """Whether a file begins as a shared library does and holds all that its beginning promises.
+
+    The loader maps what is promised: touching what a file cut short does not hold ends the process.
+    """
+    try:
+        with library.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            header = file.read(_ELF_HEADER.size)
+            if len(header) < _ELF_HEADER.size or not header.startswith(b"\x7fELF\x02"):
+                return False
+            found = _ELF_HEADER.unpack(header)
+            offset, entry, count = found[5], found[9], found[10]
+            file.seek(offset)
+            table = file.read(entry * count)
+            if entry < _ELF_SEGMENT.size or len(table) < entry * count:
+                return False
+            segments = [_ELF_SEGMENT.unpack_from(table, entry * i) for i in range(count)]
+            return bool(count) and all(one[2] + one[5] <= size for one in segments)
+    except (OSError, OverflowError):
+        return False
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what compilers that were killed have left; those at work are younger."""
+    for part in folder.glob(".*.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - part.stat().st_mtime > _STALE_SECONDS:
+                part.unlink()
 
 
 def _flags(torch: TorchInstall, libraries: Sequence[str], uses_python: bool) -> list[str]:
