@@ -146,6 +146,9 @@ def backends() -> list[BackendInfo]:
 class LibraryFault(RuntimeError):
     """A library of the user's does not do what an allocator must."""
 
+class DamagedBlock(RuntimeError):
+    """A live block's bytes changed under its owner."""
+
 def keep_last_words(path: str) -> None:
     """Keep in a file what this process does with a library, for when it ends without a word.
 
@@ -404,7 +407,7 @@ class Replay:
         Raises:
             ValueError: `verify` on a backend without memory; `blocks_at` or `journal` where several
                 threads replay.
-            RuntimeError: a block was damaged.
+            DamagedBlock: a live block's bytes changed.
             LibraryFault: a library of the user's did not do what an allocator must.
         """
 

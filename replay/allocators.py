@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from workbench.replay import _engine
-from workbench.replay.cell import AllocatorSpec, quoted
+from workbench.replay.cell import AllocatorSpec, quoted, split_settings
+from workbench.replay.library_file import whole_path
 from workbench.replay.references import Reference, references
 
 
@@ -42,10 +43,21 @@ def runs_as(spec: AllocatorSpec) -> tuple[str, str]:
     """
     reference = reference_of(spec)
     if reference is None:
-        return spec.name, spec.settings
+        return spec.name, _with_whole_path(spec)
     library = str(reference.library())
     settings = f"library:{quoted(library)},abi:workbench"
     return "pluggable", settings + (f',config:"{spec.settings}"' if spec.settings else "")
+
+
+def _with_whole_path(spec: AllocatorSpec) -> str:
+    """The settings of `spec`, with the whole path of the library that they may name."""
+    if spec.name != "pluggable" or "library" not in spec.settings_by_key():
+        return spec.settings
+    path = quoted(whole_path(spec.settings_by_key()["library"]))
+    if '"' in path[1:-1]:  # a path that no settings can hold whole
+        return spec.settings
+    parts = split_settings(spec.settings)
+    return ",".join(f"library:{path}" if one.startswith("library:") else one for one in parts)
 
 
 def unfit_backend(spec: AllocatorSpec, backend: str) -> str:

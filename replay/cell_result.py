@@ -59,6 +59,7 @@ def cell_result(
             "kind": cell.kind,
             "latency_source": cell.latency_source,
             "is_model": cell.is_model,
+            **({} if job.library is None else {"library": job.library.document()}),
         },
         "backend": {"name": cell.backend, "is_model": cell.backend_is_model},
         "as_if": cell.as_if,
@@ -70,7 +71,7 @@ def cell_result(
         "plan": job.plan and {**job.plan.facts, "served": dict(memory["plan"]) if memory else None},
         "memory": memory and measurement.memory_fields(memory, cell, traffic),
         "latency": measurement.latency_fields(job.runs, traffic, cell.latency_source, options.seed)
-        if job.runs
+        if any(run["states"] for run in job.runs)
         else None,
         "throughput": throughput,
         "harness": measurement.harness_fields(memory, job.runs) if memory and job.runs else None,
@@ -85,6 +86,9 @@ def cell_result(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     return info, tables
+
+
+_UNFINISHED = {"out_of_memory": "ran out of memory", "plan_mismatch": "did not keep to the plan"}
 
 
 def _outcome(job: Job, memory: dict[str, Any] | None) -> dict[str, Any]:
@@ -121,6 +125,14 @@ def _outcome(job: Job, memory: dict[str, Any] | None) -> dict[str, Any]:
             "on_mismatch:fallback goes on and counts"
         )
         return {"status": "plan_mismatch", "reason": reason, "oom": None, "mismatch": mismatch}
+    for status, words in _UNFINISHED.items():
+        unfinished, passes = measurement.unfinished_passes(job.runs)
+        if status in unfinished:
+            reason = (
+                f"{unfinished[status]} of {passes} timed passes {words}, and the memory pass did "
+                "not; the times are of those that came to their end"
+            )
+            return {"status": status, "reason": reason, "oom": None}
     return {"status": "ok", "reason": None, "oom": None}
 
 
@@ -142,6 +154,14 @@ def _warnings(job: Job, options: Options, machine: dict[str, Any]) -> list[str]:
         warnings.append(
             f"{cell.allocator.label}: a capacity of {format_bytes(cell.capacity.bytes or 0)} does "
             "not hold it: it takes its memory from the system itself."
+        )
+    unfinished, passes = measurement.unfinished_passes(job.runs)
+    came_to_end = passes - sum(unfinished.values())
+    stopped = job.memory and job.memory["outcome"] != "ok" and cell.after_oom == "stop"
+    if stopped and came_to_end:
+        warnings.append(
+            f"{cell.allocator.label}: {came_to_end} of {passes} timed passes came to their end, as "
+            "the memory pass did not; the times are of those."
         )
     if cell.as_if:
         warnings.append(

@@ -19,6 +19,7 @@ from workbench.replay.cell import (
     trace_name,
 )
 from workbench.replay.events import LoadedTrace, Traffic, load_trace
+from workbench.replay.library_file import LibraryFile
 from workbench.replay.plans import PlanOfCell
 from workbench.replay.processes import WORKER_COMMAND, RunOutcome
 from workbench.replay.result_writer import check_free
@@ -68,7 +69,7 @@ class Job:
     """One cell on its way: what it needs and what its processes have measured.
 
     `allocator` and `settings` are what the engine is told: of a reference, the library it is
-    compiled into.
+    compiled into. `library` is the user's own, where that is the allocator.
     """
 
     cell: Cell
@@ -80,17 +81,12 @@ class Job:
     folder: Path
     unavailable: str | None
     plan: PlanOfCell | None = None
+    library: LibraryFile | None = None
     memory: dict[str, Any] | None = None
     arrays: Path | None = None
     runs: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     broken: RunOutcome | None = None
-
-    @property
-    def library(self) -> str | None:
-        """The user's own shared library, where that is the allocator."""
-        spec = self.cell.allocator
-        return spec.settings_by_key().get("library") if spec.name == self.allocator else None
 
     @property
     def key(self) -> dict[str, Any]:
@@ -158,6 +154,7 @@ def make_jobs(
                         plan=PlanOfCell.make(traffic, spec, scratch / f"plan-{len(jobs)}.npz")
                         if info["runs_plan"] and unavailable is None
                         else None,
+                        library=_library(allocator, settings) if info["needs_library"] else None,
                     )
                 )
     _check_folders(jobs, options)
@@ -180,6 +177,10 @@ def _engine_cell(
         return *runs_as(spec), None
     except MissingPartError as error:
         return spec.name, spec.settings, str(error)
+
+
+def _library(allocator: str, settings: str) -> LibraryFile:
+    return LibraryFile.look_at(AllocatorSpec(allocator, settings).settings_by_key()["library"])
 
 
 def _prepare(loaded: LoadedTrace, device: str, folder: Path) -> tuple[Traffic, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,9 +67,17 @@ def latency_fields(
     threads: dict[str, Any] = {}
     slowest: list[dict[str, Any]] = []
     for state in STATES:
-        measured = [run["states"][state] for run in runs]
+        # A pass that did not come to its end has none.
+        by_process = {
+            process: run["states"][state]
+            for process, run in enumerate(runs)
+            if state in run["states"]
+        }
+        measured = list(by_process.values())
+        if not measured:
+            continue
         fields: dict[str, Any] = {}
-        for kind in measured[0]["kinds"]:
+        for kind in dict.fromkeys(kind for of in measured for kind in of["kinds"]):
             rows = [of["kinds"][kind] for of in measured if kind in of["kinds"]]
             fields[kind] = _over_processes(rows, seed)
         fields["causes"] = {
@@ -83,11 +92,11 @@ def latency_fields(
         states[state] = fields
         threads[state] = {
             number: _thread_fields([of["threads"].get(number, {}) for of in measured], seed)
-            for number in measured[0]["threads"]
+            for number in dict.fromkeys(number for of in measured for number in of["threads"])
         }
         calls = [
             {**_slow_call(call, traffic), "process": process, "state": state}
-            for process, of_process in enumerate(measured)
+            for process, of_process in by_process.items()
             for call in of_process["slowest"]
         ]
         slowest += sorted(calls, key=lambda call: -call["ns"])[:SLOWEST]
@@ -141,7 +150,7 @@ def latency_table(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     counts: dict[tuple[str, str, str, int], int] = {}
     for run in runs:
         for state in STATES:
-            for part in run["states"][state]["histogram"]:
+            for part in run["states"].get(state, {}).get("histogram", ()):
                 for bucket, count in zip(part["buckets"], part["counts"], strict=True):
                     key = (state, part["kind"], part["cause"], bucket)
                     counts[key] = counts.get(key, 0) + count
@@ -211,6 +220,12 @@ def out_of_memory_fields(memory: Mapping[str, Any], traffic: Traffic) -> dict[st
     if oom is None:
         return None
     return {**oom, **_moment(oom["event"], traffic), "count": memory["ooms"]}
+
+
+def unfinished_passes(runs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, int], int]:
+    """How many timed passes did not come to their end, by their outcome; and how many there are."""
+    outcomes = [outcome for run in runs for outcome in run["outcomes"].values()]
+    return dict(Counter(outcome for outcome in outcomes if outcome != "ok")), len(outcomes)
 
 
 def mismatch_fields(memory: Mapping[str, Any], traffic: Traffic) -> dict[str, Any] | None:

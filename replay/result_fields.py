@@ -92,6 +92,7 @@ RESULT: dict[str, Any] = {
         "kind?": str,
         "latency_source?": str,
         "is_model?": bool,
+        "library?": {"path": str, "blake2b": _Null(str)},
     },
     "backend": {"name": str, "is_model": bool},
     "as_if": bool,

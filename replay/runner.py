@@ -11,12 +11,12 @@ from pathlib import Path
 
 from workbench.common.errors import RunError, UsageError
 from workbench.replay.allocators import reference_of
-from workbench.replay.cell import check_completion, check_order
+from workbench.replay.cell import check_completion, check_order, check_timeout
 from workbench.replay.cell_result import cell_result
 from workbench.replay.choice import choose_allocators
 from workbench.replay.job import REPEAT, Job, Options, Progress, make_jobs
 from workbench.replay.machine import describe_machine
-from workbench.replay.processes import run_worker, scratch_folder
+from workbench.replay.processes import RunOutcome, run_worker, scratch_folder
 from workbench.replay.result_writer import prepare_output, write_result
 from workbench.replay.results import CellResult
 
@@ -97,8 +97,7 @@ def _check(options: Options) -> None:
         raise UsageError(f"--after-oom {options.after_oom!r} is not known; write stop or continue")
     if options.repeat is not None and options.repeat < 1:
         raise UsageError(f"--repeat {options.repeat} is not a number of processes; write 1 or more")
-    if not options.timeout > 0:
-        raise UsageError(f"--timeout {options.timeout:g} is not a time; write seconds above 0")
+    check_timeout(options.timeout)
 
 
 def _run(jobs: Sequence[Job], options: Options, scratch: Path, progress: Progress) -> None:
@@ -137,18 +136,24 @@ def _run_once(job: Job, options: Options, scratch: Path, *, memory: bool) -> Non
         "replay": replay,
         "memory": memory,
         "plan": job.plan and str(job.plan.file),
-        "library": job.library,
+        "library": job.library and job.library.path,
     }
+    if memory and job.library is not None and job.library.problem is not None:
+        job.broken = RunOutcome("library_fault", job.library.fault(), None)
+        return
     if memory and job.library is not None:
         # Before anything is measured, and in a process of its own: what it takes would be counted.
         checked = Path(tempfile.mkdtemp(prefix="check-", dir=scratch))
         checks = {**task, "check": True, "replay": {**replay, "order": "global"}}
-        outcome = run_worker(checks, checked, options.timeout, options.worker_command)
+        outcome = _of_one_library(
+            job, run_worker(checks, checked, options.timeout, options.worker_command)
+        )
         if outcome.result is None:
             job.broken = outcome
             return
     started = time.monotonic()
     outcome = run_worker(task, folder, options.timeout, options.worker_command)
+    outcome = _of_one_library(job, outcome)
     if outcome.result is None:
         job.broken = outcome
         return
@@ -158,3 +163,9 @@ def _run_once(job: Job, options: Options, scratch: Path, *, memory: bool) -> Non
     else:
         job.runs.append(outcome.result)
         job.seconds += time.monotonic() - started
+
+
+def _of_one_library(job: Job, outcome: RunOutcome) -> RunOutcome:
+    """`outcome`, unless the library's file is no longer the one that the replay began with."""
+    fault = None if job.library is None else job.library.fault()
+    return outcome if fault is None else RunOutcome("library_fault", fault, None)

@@ -259,7 +259,8 @@ class Pool:
         with contextlib.suppress(subprocess.TimeoutExpired):
             worker.process.wait(5)  # its output is closed: it is ending, and will say how
         self._remove(worker)
-        reason = how_it_ended(worker.process.returncode, worker.errors)
+        said = worker.errors.read_text(encoding="utf-8", errors="replace")
+        reason = how_it_ended(worker.process.returncode, said)
         if not worker.ready:
             raise RunError(f"a worker did not start: {reason}; wb doctor says what works here")
         return [] if worker.task is None else [(worker.task, Outcome("crashed", reason))]

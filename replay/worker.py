@@ -169,7 +169,9 @@ def _throughput(replay: Any, state: str) -> dict[str, float] | None:
     passes = [float(time) for time in first["ns"]]
     more = int(min(_LEAST_THROUGHPUT_NS / max(passes[0], 1.0), _MOST_THROUGHPUT_PASSES))
     if more > 1:
-        passes += replay.throughput(state, more)["ns"]
+        again = replay.throughput(state, more)
+        if again["outcome"] == "ok":
+            passes += again["ns"]
     per_event = float(np.median(passes)) / first["events"]
     return {"events_per_s": 1e9 / per_event, "ns_per_event": per_event}
 
@@ -187,7 +189,8 @@ def _memory(replay: Any, folder: Path) -> dict[str, Any]:
         if replay.threads > 1:  # another pass would find another state
             break
         blocks = replay.memory(1, blocks_at=event)["blocks"]
-        for table, columns in blocks.items():
+        # Another pass may end earlier: a library may decide otherwise, and memory may be short.
+        for table, columns in (blocks or {}).items():
             arrays.update({f"{moment}.{table}.{name}": value for name, value in columns.items()})
     part = folder / "arrays.part.npz"
     np.savez(part, **arrays)
@@ -219,12 +222,15 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
         idle = _throughput(_engine.Replay(events, "null", backend="simulated"), "cold")
         memory = _memory(replay, Path(task["output"]))
         return {**memory, "harness_ns_per_event": idle["ns_per_event"] if idle else 0.0}
-    result: dict[str, Any] = {"states": {}, "throughput": {}, "digests": {}}
+    result: dict[str, Any] = {"outcomes": {}, "states": {}, "throughput": {}, "digests": {}}
     for state in STATES:
         timed = replay.timed(state)
-        result["states"][state] = _latency(timed, columns)
+        result["outcomes"][state] = timed["outcome"]
         result["digests"][state] = timed["digest"]
         result["clock_cost_ns"] = float(timed["clock_cost_ns"])
+        if timed["outcome"] != "ok":
+            continue  # calls of a part of the trace compare with nothing
+        result["states"][state] = _latency(timed, columns)
         whole = _throughput_of_timed(timed, len(columns["op"]))
         if whole is not None and replay.threads == 1:
             result["throughput"][state] = whole
@@ -239,7 +245,7 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Read the task, measure, leave the result."""
+    """Read the task, measure, leave the result, end."""
     die_with_parent()
     task = json.load(sys.stdin)
     folder = Path(task["output"])
@@ -247,13 +253,17 @@ def main() -> None:
         result = run(task)
     except _engine.UnavailableError as error:
         result = {"unavailable": str(error)}
-    except (ValueError, RuntimeError, SystemError, MemoryError) as error:
+    except (ValueError, RuntimeError, SystemError, MemoryError, OSError) as error:
         result = {"error": f"{type(error).__name__}: {error}"}
-        if task.get("library") and not isinstance(error, ValueError):
+        if task.get("library") and isinstance(error, (_engine.LibraryFault, _engine.DamagedBlock)):
             result["library_fault"] = str(error)
+    # What goes wrong from here on is not a library's.
+    (folder / last_words.FILE).unlink(missing_ok=True)
     part = folder / f"result.{os.getpid()}.part"
     part.write_text(json.dumps(result), encoding="utf-8")
     part.replace(folder / "result.json")
+    # The result is there: nothing that a library does at the end of a process may take it away.
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -454,6 +454,7 @@ NB_MODULE(_engine, m) {
 
   // A subclass of RuntimeError: those who do not tell faults of libraries apart need not.
   nb::exception<LibraryFaultError>(m, "LibraryFault", PyExc_RuntimeError);
+  nb::exception<DamagedBlockError>(m, "DamagedBlock", PyExc_RuntimeError);
   nb::exception<UnavailableError>(m, "UnavailableError", PyExc_RuntimeError);
 
   nb::dict ops;
