@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from workbench.common.errors import MissingPartError, UsageError
+from workbench.common.errors import BrokenFileError, MissingPartError, UsageError
 from workbench.replay import _engine
 from workbench.replay.allocators import known_allocators, reference_of, runs_as, unfit_backend
 from workbench.replay.cell import AllocatorSpec, choose_backend, parse_allocator
@@ -109,5 +109,5 @@ def _check_settings(
         events = _engine.Events(**columns, slot_count=0)
         plan = plan_in_file(spec)
         _engine.Replay(events, allocator, settings, backend=backend["name"], plan=plan).memory(1)
-    except (ValueError, _engine.LibraryFault) as error:
+    except (ValueError, UsageError, BrokenFileError, _engine.LibraryFault) as error:
         raise UsageError(f"--allocator {text}: {error}") from None

@@ -6,6 +6,8 @@ docs/allocators.md tells what a plan is and how its file looks.
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from workbench.replay.worker import save_plan
 FORMAT_VERSION = 1
 METADATA_KEY = b"workbench.plan"
 COLUMNS = ("id", "size", "offset", "lifetime_end")
+_LARGEST_ALIGNMENT = 4096
 _REMEDY = "write it again with wb plan"
 
 
@@ -95,10 +98,15 @@ def plan_in_file(spec: AllocatorSpec) -> _engine.Plan | None:
     """The plan in the file that the settings of ``plan`` name; None where they name none.
 
     Raises:
+        UsageError: the name is empty.
         BrokenFileError: not a plan.
     """
     file = spec.settings_by_key().get("file") if spec.name == "plan" else None
-    return None if file is None else read_plan(file)[0]
+    if file is None:
+        return None
+    if not file:
+        raise UsageError("plan:file: names no file; write plan:file:PLAN.parquet")
+    return read_plan(file)[0]
 
 
 @dataclass(frozen=True)
@@ -187,7 +195,8 @@ def read_plan(path: str | Path) -> tuple[_engine.Plan, Origin]:
     import pyarrow.parquet as pq
 
     if not Path(path).is_file():
-        raise BrokenFileError(path, "no such file", "name a plan that wb plan wrote")
+        problem = "is no regular file" if os.path.lexists(path) else "no such file"
+        raise BrokenFileError(path, problem, "name a plan that wb plan wrote")
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
@@ -197,6 +206,7 @@ def read_plan(path: str | Path) -> tuple[_engine.Plan, Origin]:
     columns = {name: _column(path, table, name) for name in COLUMNS}
     if not np.array_equal(columns["id"], np.arange(len(table))):
         raise BrokenFileError(path, "column id does not count from 0", _REMEDY)
+    _check_reach(path, columns)
     try:
         plan = _engine.Plan(
             columns["size"],
@@ -225,6 +235,44 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 
 
+def _problem_of(found: Mapping[str, Any]) -> str | None:
+    """What no plan's metadata can say, in words."""
+    for name, kinds in _KINDS.items():
+        value = found.get(name, ...)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            return f"lacks {name}" if value in (..., None) else f"has a {name} that is none"
+    for name, lowest in (("alignment", 1), ("thread", 0)):
+        if not lowest <= found[name] < 2**31:
+            return f"has {name} {_short(found[name])}, outside {lowest} to {2**31 - 1}"
+    steps = found["steps"]
+    if steps is not None and not (
+        len(steps) == 2 and all(type(one) is int and 0 <= one < 2**31 for one in steps)
+    ):
+        return f"has steps {_short(steps)}, which are not the first and the one past the last"
+    if not 0 <= found["seconds"] < math.inf:
+        return f"has seconds {_short(found['seconds'])}, which is no time"
+    return None
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:40] + "…"
+
+
+def _check_reach(path: str | Path, columns: Mapping[str, Any]) -> None:
+    """A plan has gaps, but never so many that most of its arena is empty at all times."""
+    managed = columns["lifetime_end"] >= 0
+    offset, size = columns["offset"][managed], columns["size"][managed]
+    total = int(size.sum(dtype=np.float64)) + _LARGEST_ALIGNMENT * len(size)
+    for at in np.flatnonzero(offset > total)[:1].tolist():
+        raise BrokenFileError(
+            path,
+            f"id {np.flatnonzero(managed)[at]} lies at offset {offset[at]:,}, and end to end all "
+            f"its blocks take {format_bytes(total)} at most",
+            _REMEDY,
+        )
+
+
 def _metadata(path: str | Path, text: bytes | None) -> Mapping[str, Any]:
     if text is None:
         raise BrokenFileError(path, "is not a plan", "name a plan that wb plan wrote")
@@ -233,16 +281,19 @@ def _metadata(path: str | Path, text: bytes | None) -> Mapping[str, Any]:
         version = found["format_version"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise BrokenFileError(path, "its metadata is not that of a plan", _REMEDY) from None
+    if type(version) is not int:
+        problem = f"its metadata has format_version {_short(version)}, which is no whole number"
+        raise BrokenFileError(path, problem, _REMEDY)
     if version != FORMAT_VERSION:
         raise BrokenFileError(
             path,
-            f"plan format version {str(version)[:20]}, and this workbench reads version "
+            f"plan format version {_short(version)}, and this workbench reads version "
             f"{FORMAT_VERSION}",
             _REMEDY,
         )
-    for name, kinds in _KINDS.items():
-        if not isinstance(found.get(name, ...), kinds):
-            raise BrokenFileError(path, f"its metadata lacks {name}", _REMEDY)
+    wrong = _problem_of(found)
+    if wrong is not None:
+        raise BrokenFileError(path, f"its metadata {wrong}", _REMEDY)
     return dict(found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -212,7 +213,10 @@ def test_too_little_memory_is_out_of_memory(make_trace: MakeTrace, tmp_path: Pat
         ("plan:on_mismatch:ignore", "give strict or fallback"),
         ("plan:rearm:always", "give never or step"),
         ("plan:seconds:0", "give a number above 0"),
-        ("plan:file:missing.parquet", "missing.parquet: no such file"),
+        ("plan:file:missing.parquet", "--allocator plan:file:missing.parquet: missing.parquet: no"),
+        ("plan:file:/dev/zero", "/dev/zero: is no regular file"),
+        ("plan:file:", "plan:file: names no file"),
+        ('plan:file:"plan.parquet', "a quote that does not end"),
         ("plan:file:run.parquet", "run.parquet: is not a plan"),
         ("plan:file:plan.parquet,steps:0:1", "the plan's file says it; leave it out"),
     ],
@@ -269,6 +273,22 @@ def test_broken_plan_files_are_one_sentence(make_trace: MakeTrace, tmp_path: Pat
     assert "rows without a value" in problem(column("size", [None, *[5] * 30]))
     assert "does not count from 0" in problem(column("id", range(1, 32)))
     assert "plan format version 2" in problem(good, format_version=2)
+    for changed, said in (
+        ({"format_version": "1"}, 'format_version "1", which is no whole number'),
+        ({"thread": 2**40}, "thread 1099511627776, outside 0 to 2147483647"),
+        ({"thread": -5}, "thread -5, outside 0 to"),
+        ({"alignment": 2**70}, "alignment 1180591620717411303424, outside 1 to"),
+        ({"steps": []}, "steps [], which are not the first and the one past the last"),
+        ({"steps": [1]}, "steps [1], which are not"),
+        ({"steps": ["a", "b"]}, 'steps ["a", "b"], which are not'),
+        ({"seconds": math.nan}, "seconds NaN, which is no time"),
+        ({"seconds": math.inf}, "seconds Infinity, which is no time"),
+        ({"planner": 7}, "a planner that is none"),
+    ):
+        assert f"its metadata has {said}" in problem(good, **changed)
+    far = good["offset"].to_pylist()
+    far[3] = 2**45
+    assert f"id 3 lies at offset {2**45:,}, and end to end" in problem(column("offset", far))
     assert "lacks alignment" in problem(good, alignment=None)
     assert "not a power of two" in problem(good, alignment=5)
     assert "of no step" in problem(good, steps=[3, 3])
