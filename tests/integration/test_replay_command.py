@@ -137,7 +137,7 @@ def test_a_signal_kills_workers_leaves_nothing_and_is_in_the_exit_code(
         stderr=subprocess.PIPE,
         text=True,
     )
-    while process.poll() is None and not list(scratch.glob("*/run-*/stderr.txt")):
+    while process.poll() is None and not list(scratch.glob("*/run-*")):
         time.sleep(0.01)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
