@@ -147,12 +147,15 @@ def test_the_original_hands_out_blocks_smaller_than_asked() -> None:
     events = make_events(
         [("alloc", 0, 5 * MIB, 0), ("free", 0, 0, 0), ("alloc", 1, 6 * MIB, 0), ("free", 1, 0, 0)]
     )
-    for name, text, reserved in (
-        ("host-pinned", limit, 11 * MIB),
-        (*original(limit), 5 * MIB),
-    ):
-        made = _engine.Replay(events, name, text, backend="simulated")
-        assert made.memory(full=True)["timeline"]["reserved"][-1] == reserved
+    made = _engine.Replay(events, "host-pinned", limit, backend="simulated")
+    assert made.memory(full=True)["timeline"]["reserved"][-1] == 11 * MIB
+    name, text = original(limit)
+    theirs = _engine.Replay(events, name, text, backend="simulated")
+    said = (
+        "5242880 reserved bytes at event 2, which is less than 6291456 bytes that the program has"
+    )
+    with pytest.raises(_engine.LibraryFault, match=said):
+        theirs.memory()
 
 
 def test_the_original_is_told_settings_it_does_not_take() -> None:

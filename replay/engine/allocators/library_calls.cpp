@@ -41,6 +41,14 @@ void must_find(const SharedLibrary& library, const std::string& name, const std:
   }
 }
 
+// Of a trace.
+constexpr StreamId kMostStream = 65'535;
+
+// What a library wrote into `error`, ended by 0.
+std::string reason_in(const std::array<char, 1024>& error) {
+  return error[0] == 0 ? "it does not say why" : printable(error.data());
+}
+
 // A small request may be aligned to no more than its own size.
 Bytes malloc_alignment(Bytes size) { return size < kMallocAlignment ? 1 : kMallocAlignment; }
 
@@ -84,8 +92,8 @@ TorchCalls::TorchCalls(SharedLibrary library, Backend&, const Settings& settings
     named(key, "", unused);
     if (unused != nullptr) warnings_.push_back(std::string(key) + " is never called in a replay");
   }
-  LastWords::say("create");
-  if (init != nullptr) init(1);
+  const LastWords::While doing("create");
+  if (init != nullptr) call_library("create", [&] { init(1); });
 }
 
 Bytes TorchCalls::alignment(Bytes size) const { return malloc_alignment(size); }
@@ -96,18 +104,27 @@ WorkbenchCalls::WorkbenchCalls(SharedLibrary library, Backend& backend, const Se
     : library_(std::move(library)), backend_(backend), events_lock_(backend.several_threads()) {
   const wb_interface* (*entry)(std::uint32_t) = nullptr;
   must_find(library_, "workbench_allocator", "export it as workbench_allocator.h says", entry);
-  LastWords::say("create");
-  const wb_interface* const theirs = entry(WB_VERSION);
+  const LastWords::While doing("create");
+  const wb_interface* const theirs =
+      call_library("workbench_allocator", [&] { return entry(WB_VERSION); });
   if (theirs == nullptr) {
     throw LibraryFaultError("library " + path() + " knows no interface of version " +
                             std::to_string(WB_VERSION) + " or older");
   }
-  // What is beyond the end of theirs stays null.
-  std::memcpy(&functions_, theirs, std::min(theirs->size, sizeof functions_));
-  if (functions_.version > WB_VERSION) {
+  constexpr std::size_t kLeast = offsetof(wb_interface, record_stream);
+  if (theirs->size < kLeast) {
+    throw LibraryFaultError("library " + path() + " returned an interface of size " +
+                            std::to_string(theirs->size) + ", below the " + std::to_string(kLeast) +
+                            " bytes of what must be there; set size to "
+                            "sizeof(wb_interface)");
+  }
+  // What is beyond the end of theirs stays null; half a pointer is none.
+  constexpr std::size_t kMember = sizeof(void*);
+  std::memcpy(&functions_, theirs, std::min(theirs->size, sizeof functions_) / kMember * kMember);
+  if (functions_.version == 0 || functions_.version > WB_VERSION) {
     throw LibraryFaultError("library " + path() + " returned an interface of version " +
-                            std::to_string(functions_.version) + ", newer than the " +
-                            std::to_string(WB_VERSION) + " it was asked for");
+                            std::to_string(functions_.version) + "; it was asked for one up to " +
+                            std::to_string(WB_VERSION) + ", and the first is 1");
   }
   const std::array<std::pair<const char*, bool>, 4> needed = {
       {{"create", functions_.create != nullptr},
@@ -135,15 +152,17 @@ WorkbenchCalls::WorkbenchCalls(SharedLibrary library, Backend& backend, const Se
            .give_pinned = &give_pinned};
   std::array<char, 1024> error{};
   const std::string configuration = text_of(settings.find("config"));
-  allocator_ = functions_.create(&host_, configuration.c_str(), error.data(), error.size());
+  allocator_ = call_library("create", [&] {
+    return functions_.create(&host_, configuration.c_str(), error.data(), error.size());
+  });
   error.back() = 0;
   if (allocator_ == nullptr) {
     throw LibraryFaultError("library " + path() + " made no allocator of the configuration '" +
-                            configuration +
-                            "': " + (error[0] == 0 ? "it does not say why" : error.data()));
+                            configuration + "': " + reason_in(error));
   }
   reported_ = kNothing;
   if (settings.counts() && functions_.statistics != nullptr) {
+    const LastWords::While asking("statistics");
     const wb_statistics told = ask();
     const auto tells = [](std::int64_t value) { return value != WB_NOT_REPORTED; };
     reported_.allocated = tells(told.allocated);
@@ -159,6 +178,8 @@ WorkbenchCalls::WorkbenchCalls(SharedLibrary library, Backend& backend, const Se
 }
 
 WorkbenchCalls::~WorkbenchCalls() {
+  // Where it did something wrong, what it says of that at its end must not hide it.
+  if (std::uncaught_exceptions() > 0) return;
   LastWords::say("destroy");
   try {
     functions_.destroy(allocator_);
@@ -186,11 +207,12 @@ wb_statistics WorkbenchCalls::ask() const {
                         .hits = kUntold,
                         .misses = kUntold,
                         .retries = kUntold};
-  functions_.statistics(allocator_, &told);
+  call_library("statistics", [&] { functions_.statistics(allocator_, &told); });
   return told;
 }
 
 LibraryStatistics WorkbenchCalls::statistics() {
+  throw_if_blamed();
   LibraryStatistics result;
   if (functions_.statistics == nullptr) return result;
   const wb_statistics told = ask();
@@ -230,20 +252,33 @@ void WorkbenchCalls::prepare(const Events& events) {
       .thread = threads.data(),
   };
   std::array<char, 1024> error{};
-  LastWords::say("prepare");
-  if (functions_.prepare(allocator_, &told, error.data(), error.size()) != 0) {
-    error.back() = 0;
-    throw LibraryFaultError("library " + path() + " cannot serve these events: " +
-                            (error[0] == 0 ? "it does not say why" : error.data()));
+  const LastWords::While doing("prepare");
+  const bool cannot = call_library("prepare", [&] {
+    return functions_.prepare(allocator_, &told, error.data(), error.size()) != 0;
+  });
+  error.back() = 0;
+  if (cannot) {
+    throw LibraryFaultError("library " + path() +
+                            " cannot serve these events: " + reason_in(error));
   }
+}
+
+void WorkbenchCalls::program_begins() {
+  if (functions_.program_begins == nullptr) return;
+  const LastWords::While doing("program_begins");
+  call_library("program_begins", [&] { functions_.program_begins(allocator_); });
+}
+
+void WorkbenchCalls::program_ends() {
+  if (functions_.program_ends == nullptr) return;
+  const LastWords::While doing("program_ends");
+  call_library("program_ends", [&] { functions_.program_ends(allocator_); });
 }
 
 void* WorkbenchCalls::take(void* self, std::uint64_t bytes) {
   return static_cast<WorkbenchCalls*>(self)->take_memory(bytes, Memory::kPageable);
 }
 
-// What the system does not allow is told when the library's own call is over: its frames may know
-// no exceptions.
 void* WorkbenchCalls::take_pinned(void* self, std::uint64_t bytes) {
   auto& calls = *static_cast<WorkbenchCalls*>(self);
   try {
@@ -265,23 +300,58 @@ void* WorkbenchCalls::take_memory(std::uint64_t bytes, Memory memory) {
     return nullptr;
   }
   took_.store(true, std::memory_order_relaxed);
-  return reinterpret_cast<void*>(backend_.allocate(static_cast<Bytes>(bytes), memory));
+  auto* const got = reinterpret_cast<void*>(backend_.allocate(static_cast<Bytes>(bytes), memory));
+  if (host_.counts != 0 && got != nullptr) {
+    const std::lock_guard guard(events_lock_);
+    taken_[got] = {bytes, memory};
+  }
+  return got;
+}
+
+void WorkbenchCalls::give_memory(void* memory, std::uint64_t bytes, Memory kind) {
+  if (host_.counts != 0) {
+    const std::lock_guard guard(events_lock_);
+    const auto found = taken_.find(memory);
+    const auto at = std::to_string(bytes) + " bytes at " +
+                    std::to_string(reinterpret_cast<std::uintptr_t>(memory));
+    if (found == taken_.end())
+      return blame("it gave back " + at + ", which it does not have of the workbench");
+    const Taken& taken = found->second;
+    if (taken.bytes != bytes || taken.kind != kind) {
+      return blame("it gave back " + at + (kind == Memory::kPinned ? " as pinned" : "") +
+                   ", where it took " + std::to_string(taken.bytes) +
+                   (taken.kind == Memory::kPinned ? " pinned" : ""));
+    }
+    taken_.erase(found);
+  }
+  backend_.release(reinterpret_cast<std::uint64_t>(memory), static_cast<Bytes>(bytes), kind);
+}
+
+void WorkbenchCalls::blame(const std::string& fault) {
+  if (fault_.empty()) fault_ = fault;
+}
+
+void WorkbenchCalls::throw_if_blamed() {
+  const std::lock_guard guard(events_lock_);
+  if (!fault_.empty()) throw LibraryCallError(fault_);
 }
 
 void WorkbenchCalls::give_pinned(void* self, void* memory, std::uint64_t bytes) {
-  Backend& backend = static_cast<WorkbenchCalls*>(self)->backend_;
-  backend.release(reinterpret_cast<std::uint64_t>(memory), static_cast<Bytes>(bytes),
-                  Memory::kPinned);
+  static_cast<WorkbenchCalls*>(self)->give_memory(memory, bytes, Memory::kPinned);
 }
 
 void WorkbenchCalls::give(void* self, void* memory, std::uint64_t bytes) {
-  Backend& backend = static_cast<WorkbenchCalls*>(self)->backend_;
-  backend.release(reinterpret_cast<std::uint64_t>(memory), static_cast<Bytes>(bytes));
+  static_cast<WorkbenchCalls*>(self)->give_memory(memory, bytes, Memory::kPageable);
 }
 
 std::uint64_t WorkbenchCalls::event_record(void* self, std::int32_t stream) {
   auto& calls = *static_cast<WorkbenchCalls*>(self);
   const std::lock_guard guard(calls.events_lock_);
+  if (stream < 0 || stream > kMostStream) {
+    calls.blame("it recorded a CUDA event on stream " + std::to_string(stream) +
+                ", which is none: streams are 0 to " + std::to_string(kMostStream));
+    return 0;
+  }
   calls.events_.push_back(calls.backend_.record_event(stream));
   return calls.events_.back().sequence;
 }

@@ -10,18 +10,40 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <exception>
+#include <map>
 #include <string>
 #include <vector>
 
 #include "allocators/shared_library.h"
 #include "backends/backend.h"
+#include "core/errors.h"
 #include "core/events.h"
 #include "core/lock.h"
+#include "core/printable.h"
 #include "core/settings.h"
 #include "core/statistics.h"
 #include "include/workbench_allocator.h"
 
 namespace workbench {
+
+// Calls a function of a library's. A C++ exception that leaves it is a LibraryCallError that names
+// the function; those of ours pass.
+template <class Call>
+decltype(auto) call_library(const char* function, Call&& call) {
+  const auto thrown = [&](const std::string& what) {
+    return LibraryCallError("it threw a C++ exception" + what + " in " + function);
+  };
+  try {
+    return call();
+  } catch (const EngineError&) {
+    throw;
+  } catch (const std::exception& error) {
+    throw thrown(" (" + printable(error.what()) + ")");
+  } catch (...) {
+    throw thrown("");
+  }
+}
 
 struct LibraryStatistics {
   Statistics values;
@@ -140,12 +162,8 @@ class WorkbenchCalls {
     if (functions_.empty_cache != nullptr) functions_.empty_cache(allocator_);
   }
   void prepare(const Events& events);
-  void program_begins() {
-    if (functions_.program_begins != nullptr) functions_.program_begins(allocator_);
-  }
-  void program_ends() {
-    if (functions_.program_ends != nullptr) functions_.program_ends(allocator_);
-  }
+  void program_begins();
+  void program_ends();
   static constexpr bool kPassesNothingOn = false;
   static constexpr bool kStartsAfresh = true;
   Bytes alignment(Bytes) const { return host_.is_device != 0 ? kDeviceAlignment : kHostAlignment; }
@@ -157,6 +175,8 @@ class WorkbenchCalls {
   std::atomic<std::int64_t> ignored_record_streams = 0;
 
  private:
+  // What the library may call. Its frames may know no exceptions: what it does wrong is told when
+  // its own call is over, and statistics are asked for.
   static void* take(void* self, std::uint64_t bytes);
   static void give(void* self, void* memory, std::uint64_t bytes);
   static void* take_pinned(void* self, std::uint64_t bytes);
@@ -168,6 +188,10 @@ class WorkbenchCalls {
 
   wb_statistics ask() const;
   void* take_memory(std::uint64_t bytes, Memory memory);
+  void give_memory(void* memory, std::uint64_t bytes, Memory kind);
+  // The first thing that it does wrong is kept.
+  void blame(const std::string& fault);
+  void throw_if_blamed();
   // Why the system did not give what the library asked for, where it says.
   void throw_if_unavailable();
 
@@ -180,6 +204,13 @@ class WorkbenchCalls {
   std::atomic<bool> took_ = false;  // memory from the workbench
   Lock events_lock_;
   std::string unavailable_;
+  // Where statistics are asked for: what it has of ours, by address.
+  struct Taken {
+    std::uint64_t bytes;
+    Memory kind;
+  };
+  std::map<void*, Taken> taken_;
+  std::string fault_;
   std::deque<CudaEvent> events_;  // by number; without those at its front that have completed
 };
 

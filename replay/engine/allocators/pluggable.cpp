@@ -32,7 +32,8 @@ class Pluggable final : public Replayed<Pluggable<Calls>> {
 
   Allocation allocate(Bytes size, StreamId stream, ThreadId thread) override {
     if (size == 0 && !Calls::kPassesNothingOn) return Allocation::nothing();
-    void* const memory = calls_.allocate(size, stream, thread);
+    void* const memory =
+        call_library("allocate", [&] { return calls_.allocate(size, stream, thread); });
     Allocator::cause_ = Cause::kServedFromCache;
     if (memory == nullptr) [[unlikely]] {
       if (size == 0) return Allocation::nothing();
@@ -53,7 +54,8 @@ class Pluggable final : public Replayed<Pluggable<Calls>> {
 
   void free(void* handle, ThreadId thread) override {
     Block& block = *static_cast<Block*>(handle);
-    calls_.deallocate(block.memory, block.size, block.stream, thread);
+    call_library("free",
+                 [&] { calls_.deallocate(block.memory, block.size, block.stream, thread); });
     Allocator::cause_ = Cause::kServedFromCache;
     Shard& shard = shard_of(thread);
     const std::lock_guard guard(shard.lock);
@@ -64,9 +66,12 @@ class Pluggable final : public Replayed<Pluggable<Calls>> {
   }
 
   void record_stream(void* handle, StreamId stream) override {
-    calls_.record_stream(static_cast<Block*>(handle)->memory, stream);
+    call_library("record_stream",
+                 [&] { calls_.record_stream(static_cast<Block*>(handle)->memory, stream); });
   }
-  void empty_cache() override { calls_.empty_cache(); }
+  void empty_cache() override {
+    call_library("empty_cache", [&] { calls_.empty_cache(); });
+  }
 
   void free_at(std::uint64_t address, ThreadId thread) override {
     bool was_ours = false;

@@ -6,6 +6,7 @@
 //   ├── DamagedBlockError    a live block's bytes changed under its owner
 //   ├── PlanMismatchError    the traffic is not what the plan was made of
 //   ├── LibraryFaultError    a library of the user's does not do what an allocator must
+//   │   └── LibraryCallError  found where it was called; who called it knows at which event
 //   └── UnavailableError     the system does not let this process do what it takes
 //   InputError               an unknown name, setting or value, or events that contradict
 //   themselves
@@ -54,6 +55,11 @@ class PlanMismatchError : public EngineError {
 class LibraryFaultError : public EngineError {
  public:
   using EngineError::EngineError;
+};
+
+class LibraryCallError : public LibraryFaultError {
+ public:
+  using LibraryFaultError::LibraryFaultError;
 };
 
 class UnavailableError : public EngineError {

@@ -37,4 +37,11 @@ void LastWords::say(const char* doing, std::int64_t event) {
   page.doing[i] = 0;
 }
 
+LastWords::While::While(const char* doing) {
+  if (page_ != nullptr) before_ = *page_;
+  say(doing);
+}
+
+LastWords::While::~While() { say(before_.doing, before_.event); }
+
 }  // namespace workbench

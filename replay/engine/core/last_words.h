@@ -24,6 +24,21 @@ class LastWords {
     std::int64_t event;
     char doing[56];
   };
+
+ public:
+  // Says something for as long as it lives; then what was said before.
+  class While {
+   public:
+    explicit While(const char* doing);
+    ~While();
+    While(const While&) = delete;
+    While& operator=(const While&) = delete;
+
+   private:
+    Page before_{};
+  };
+
+ private:
   static Page* page_;
 };
 

@@ -1,7 +1,6 @@
 // The untimed pass: statistics at every event, peaks, blocks, and the digest. Where several threads
 // replay, the events are sampled in the order in which they happened.
 #include <algorithm>
-#include <exception>
 #include <mutex>
 #include <string>
 #include <unordered_map>
@@ -13,6 +12,7 @@
 #include "replayer/fill_pattern.h"
 #include "replayer/live_ranges.h"
 #include "replayer/replay.h"
+#include "replayer/reported.h"
 #include "replayer/run.h"
 
 namespace workbench {
@@ -39,6 +39,16 @@ void touch(const Allocation& allocation, Bytes size) {
   constexpr Bytes kPage = 4096;
   auto* const bytes = reinterpret_cast<volatile char*>(allocation.address);
   for (Bytes i = 0; i < size; i += kPage) bytes[i] = 0;
+}
+
+// Has a library's faults say at which event they were found.
+template <class Call>
+decltype(auto) at_event(std::size_t event, Call&& call) {
+  try {
+    return call();
+  } catch (const LibraryCallError& error) {
+    throw LibraryFaultError(error.what() + (" at event " + std::to_string(event)));
+  }
 }
 
 class MemoryObserver {
@@ -69,7 +79,8 @@ class MemoryObserver {
     current_ = event;
     journal_.begin_event(event);
     if (is_library_) {
-      call_library(event, make);
+      LastWords::say(word_of(events_.op_at(event)), static_cast<std::int64_t>(event));
+      at_event(event, make);
     } else {
       make();
     }
@@ -145,9 +156,11 @@ class MemoryObserver {
 
   void after(std::size_t event) {
     if (is_library_) LastWords::say("statistics", static_cast<std::int64_t>(event));
-    const Statistics now = run_.allocator().statistics();
+    const Statistics now = at_event(event, [&] { return run_.allocator().statistics(); });
+    const Bytes largest_free = at_event(event, [&] { return run_.allocator().largest_free(); });
+    if (is_library_) check_reported(event, run_.allocator().reported(), now, largest_free);
     const Sample sample = {{now.requested, live_requested_, now.allocated, now.active, now.reserved,
-                            now.n_segment, run_.allocator().largest_free()}};
+                            now.n_segment, largest_free}};
     const auto number = static_cast<std::int64_t>(event);
     for (std::size_t column = 0; column < Sample::kPeakColumns; ++column) {
       if (sample.values[column] > result_.peaks[column]) {
@@ -193,25 +206,6 @@ class MemoryObserver {
     Bytes size;
     StreamId stream;
   };
-
-  template <class Call>
-  void call_library(std::size_t event, Call&& make) {
-    const char* const word = word_of(events_.op_at(event));
-    LastWords::say(word, static_cast<std::int64_t>(event));
-    const auto thrown = [&](const std::string& what) {
-      return LibraryFaultError("it threw a C++ exception" + what + " in " + word + " at event " +
-                               std::to_string(event));
-    };
-    try {
-      make();
-    } catch (const EngineError&) {
-      throw;  // ours
-    } catch (const std::exception& error) {
-      throw thrown(std::string(" (") + error.what() + ")");
-    } catch (...) {
-      throw thrown("");
-    }
-  }
 
   // The first of all requests cannot be too much where there is room for it.
   void check_refusal(std::size_t event) const {
@@ -367,6 +361,13 @@ MemoryResult Replay::memory(const MemoryOptions& options, const Checkpoint& chec
   result.warnings = run.allocator().warnings();
   observer.finish();
   run.allocator().keep_journal(nullptr);
+  if (is_library) {
+    const Bytes kept = run.close();
+    if (kept > 0) {
+      result.warnings.push_back("the library kept " + std::to_string(kept) +
+                                " bytes that it took; give them back by the end of destroy");
+    }
+  }
   return result;
 }
 

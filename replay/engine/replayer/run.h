@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <exception>
 #include <memory>
 #include <vector>
 
@@ -28,6 +29,7 @@ class Run {
         threads_(threads),
         planned_thread_(options.plan == nullptr ? kNoThread : options.plan->thread),
         backend_(backend_registry().get(options.backend).create(options.backend_options)),
+        is_library_(allocator_registry().get(options.allocator).needs_library),
         allocator_(
             make_allocator(options.allocator, options.settings, *backend_, options.plan, counts)),
         program_(threads_ == nullptr ? events : threads_->events(), completed_streams, *backend_,
@@ -37,6 +39,9 @@ class Run {
   }
 
   ~Run() {
+    if (allocator_ == nullptr) return;
+    // A library that did something wrong is not asked for more: what comes of that would hide it.
+    if (is_library_ && std::uncaught_exceptions() > 0) return;
     try {
       end_program();
     } catch (...) {
@@ -46,6 +51,13 @@ class Run {
   Run(const Run&) = delete;
   Run& operator=(const Run&) = delete;
 
+  // Ends the program and the allocator; bytes of the backend's that are still taken.
+  Bytes close() {
+    end_program();
+    allocator_.reset();
+    return backend_->used();
+  }
+
   Backend& backend() { return *backend_; }
   Allocator& allocator() { return *allocator_; }
   Program& program() { return program_; }
@@ -54,8 +66,8 @@ class Run {
 
   // Frees what the program left; all its work is complete.
   void end_program() {
-    LastWords::say("end");
     allocator_->program_ends();
+    LastWords::say("end");
     for (void*& handle : program_.handles) {
       if (handle != nullptr) allocator_->free(handle, 0);
       handle = nullptr;
@@ -129,7 +141,8 @@ class Run {
   const ThreadEvents* const threads_;
   const ThreadId planned_thread_;
   const std::unique_ptr<Backend> backend_;
-  const std::unique_ptr<Allocator> allocator_;
+  const bool is_library_;
+  std::unique_ptr<Allocator> allocator_;
   Program program_;
   Lock lock_;
 };
