@@ -6,26 +6,13 @@
 
 #include "allocators/async.h"
 #include "allocators/simulated_pool.h"
+#include "async_subject.h"
 #include "check.h"
 #include "core/events.h"
 
 namespace {
 
 using namespace workbench;
-
-constexpr Bytes kChunk = 32 * kMiB;
-
-std::unique_ptr<Backend> device(Bytes capacity = kUnlimited,
-                                std::string_view completion = "never") {
-  return backend_registry()
-      .get("simulated")
-      .create({.capacity = capacity, .completion = Completion::parse(completion)});
-}
-
-std::unique_ptr<Async> make(Backend& backend, std::string_view text = "") {
-  const Settings settings(text, "async", allocator_registry().get("async").settings);
-  return std::make_unique<Async>(backend, AsyncSettings(settings));
-}
 
 // Writes down what the layer asks of it.
 class NotedPool final : public MemoryPool {

@@ -4,26 +4,13 @@
 #include <vector>
 
 #include "allocators/async.h"
+#include "async_subject.h"
 #include "check.h"
 #include "core/events.h"
 
 namespace {
 
 using namespace workbench;
-
-constexpr Bytes kChunk = 32 * kMiB;
-
-std::unique_ptr<Backend> device(Bytes capacity = kUnlimited,
-                                std::string_view completion = "never") {
-  return backend_registry()
-      .get("simulated")
-      .create({.capacity = capacity, .completion = Completion::parse(completion)});
-}
-
-std::unique_ptr<Async> make(Backend& backend, std::string_view text = "") {
-  const Settings settings(text, "async", allocator_registry().get("async").settings);
-  return std::make_unique<Async>(backend, AsyncSettings(settings));
-}
 
 TEST(a_stream_reuses_what_it_freed_at_once) {
   const auto backend = device();

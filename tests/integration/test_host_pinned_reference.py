@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine_events import Operation, make_events
+from engine_events import make_events
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_operations import operations_of
 
 pytest.importorskip("torch", reason="the reference is PyTorch's own allocator")
 
@@ -104,25 +105,6 @@ commands = st.lists(
     ),
     max_size=150,
 )
-
-
-def operations_of(drawn: list[tuple[str, int, int, int]]) -> list[Operation]:
-    """Only what lives is used or freed."""
-    operations: list[Operation] = []
-    live: list[int] = []
-    for number, (op, size, stream, choice) in enumerate(drawn):
-        if op == "alloc":
-            operations.append((op, number, size, stream))
-            live.append(number)
-        elif op == "free" and live:
-            operations.append((op, live.pop(choice % len(live)), 0, 0))
-        elif op == "record_stream" and live:
-            operations.append((op, live[choice % len(live)], 0, stream))
-        elif op == "synchronize":
-            operations.append((op, -1, 0, -1 if choice % 3 == 0 else stream))
-        elif op == "empty_cache":
-            operations.append((op, -1, 0, 0))
-    return operations
 
 
 @pytest.mark.parametrize("allocator_settings", SETTINGS)

@@ -42,7 +42,7 @@ def commands(least: int, most: int) -> st.SearchStrategy[list[Command]]:
 
 
 def operations_of(commands: list[Command]) -> list[Operation]:
-    """What the commands mean; ids are numbered from 0."""
+    """What the commands mean; ids are numbered from 0, and so are CUDA events."""
     operations: list[Operation] = []
     live: list[int] = []
     waiting: list[int] = []
@@ -63,6 +63,12 @@ def operations_of(commands: list[Command]) -> list[Operation]:
             operations.append((op, waiting.pop(choice % len(waiting)), 0, 0))
         elif op == "synchronize":
             operations.append((op, -1, 0, stream if choice % 3 else -1))
+        elif op in ("event_record", "event_wait"):
+            operations.append((op, min(choice % 3, number), 0, stream))
+        elif op == "set_fraction":
+            operations.append((op, choice, 0, -1))
+        elif op in ("capture_begin", "capture_end"):
+            operations.append((op, -1, 0, stream))
         elif op == "empty_cache":
             operations.append((op, -1, 0, 0))
     return operations

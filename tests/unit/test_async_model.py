@@ -8,6 +8,7 @@ from async_model import AsyncModel, Settings
 from engine_events import Operation
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_operations import operations_of
 
 from workbench.replay import _engine
 
@@ -51,37 +52,6 @@ SETTINGS = st.builds(
     fraction=st.sampled_from([None, None, 0.5]),
     completion=st.sampled_from(["recorded", "immediate", "never"]),
 )
-
-
-def operations_of(program: list[tuple[str, int, int, int]]) -> list[Operation]:
-    """What a program means; ids are numbered from 0, and so are CUDA events."""
-    operations: list[Operation] = []
-    live: list[int] = []
-    waiting: list[int] = []
-    recorded: set[int] = set()
-    for number, (op, size, stream, choice) in enumerate(program):
-        if op == "alloc":
-            live.append(number)
-            operations.append((op, number, size, stream))
-        elif op == "free" and live:
-            freed = live.pop(choice % len(live))
-            operations.append((op, freed, 0, 0))
-            if freed in recorded:
-                waiting.append(freed)
-        elif op == "record_stream" and live:
-            recorded.add(live[choice % len(live)])
-            operations.append((op, live[choice % len(live)], 0, stream))
-        elif op == "free_completed" and waiting:
-            operations.append((op, waiting.pop(choice % len(waiting)), 0, 0))
-        elif op == "synchronize":
-            operations.append((op, -1, 0, stream if choice % 3 else -1))
-        elif op in ("event_record", "event_wait"):
-            operations.append((op, min(choice % 3, number), 0, stream))
-        elif op == "set_fraction":
-            operations.append((op, choice, 0, -1))
-        elif op in ("empty_cache", "capture_begin", "capture_end"):
-            operations.append((op, -1, 0, stream))
-    return operations
 
 
 def events_of(operations: list[Operation]) -> _engine.Events:
