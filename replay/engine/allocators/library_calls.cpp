@@ -41,9 +41,6 @@ void must_find(const SharedLibrary& library, const std::string& name, const std:
   }
 }
 
-// Of a trace.
-constexpr StreamId kMostStream = 65'535;
-
 // What a library wrote into `error`, ended by 0.
 std::string reason_in(const std::array<char, 1024>& error) {
   return error[0] == 0 ? "it does not say why" : printable(error.data());
@@ -347,9 +344,9 @@ void WorkbenchCalls::give(void* self, void* memory, std::uint64_t bytes) {
 std::uint64_t WorkbenchCalls::event_record(void* self, std::int32_t stream) {
   auto& calls = *static_cast<WorkbenchCalls*>(self);
   const std::lock_guard guard(calls.events_lock_);
-  if (stream < 0 || stream > kMostStream) {
+  if (stream < 0 || stream >= kMostStreams) {
     calls.blame("it recorded a CUDA event on stream " + std::to_string(stream) +
-                ", which is none: streams are 0 to " + std::to_string(kMostStream));
+                ", which is none: streams are 0 to " + std::to_string(kMostStreams - 1));
     return 0;
   }
   calls.events_.push_back(calls.backend_.record_event(stream));

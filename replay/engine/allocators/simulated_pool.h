@@ -13,6 +13,7 @@
 #include "allocators/recycled.h"
 #include "allocators/stream_order.h"
 #include "backends/backend.h"
+#include "core/events.h"
 
 namespace workbench {
 
@@ -48,7 +49,7 @@ class SimulatedPool final : public MemoryPool {
 
  private:
   // Above all streams of a trace.
-  static constexpr StreamId kOwnStream = 1 << 16;
+  static constexpr StreamId kOwnStream = kMostStreams;
 
   struct Block;
   struct Lane;
