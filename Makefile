@@ -45,7 +45,7 @@ demo: $(VENV)/installed
 
 .PHONY: test
 test: lint test-sanitizers browser
-	$(RUN)/python -m pytest
+	$(RUN)/python -m pytest -n logical --maxprocesses=8 --dist worksteal
 
 .PHONY: lint
 lint: $(VENV)/installed-for-tests

@@ -134,7 +134,7 @@ def test_a_fault_of_a_library_is_exit_code_1_and_the_others_are_shown(tmp_path: 
     )
     assert done.returncode == 1, done.stderr
     assert "library fault" in done.stdout
-    assert "overlapping memory" in done.stdout.replace("\n", " ")
+    assert "overlapping memory" in " ".join(done.stdout.split())
     assert "Traceback" not in done.stdout + done.stderr
 
 
@@ -148,7 +148,7 @@ def test_wrong_settings_are_refused_before_anything_runs(tmp_path: Path) -> None
         ('pluggable:"a.so', "has a quote that does not end"),
     ):
         done = wb(tmp_path, "replay", "run.parquet", "-a", allocator)
-        assert (done.returncode, said in done.stderr.replace("\n", " ")) == (2, True), done.stderr
+        assert (done.returncode, said in " ".join(done.stderr.split())) == (2, True), done.stderr
 
 
 def test_the_example_reports_what_it_holds_and_takes_a_configuration(tmp_path: Path) -> None:
