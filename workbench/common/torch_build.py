@@ -46,6 +46,16 @@ class TorchInstall:
     folder: Path
     version: str
     cxx11_abi: bool
+    cuda: str = ""
+    """The CUDA version it is built for, such as ``13.0``; empty for another build."""
+
+
+@dataclass(frozen=True)
+class CudaHeaders:
+    """Where the headers of the CUDA runtime are, and which version they are of."""
+
+    folder: Path
+    major: int
 
 
 def find_torch(folder: Path | None = None) -> TorchInstall:
@@ -77,8 +87,52 @@ def find_torch(folder: Path | None = None) -> TorchInstall:
     text = (folder / "version.py").read_text(encoding="utf-8")
     found = dict(re.findall(r"^(__version__|git_version)\b.*?=\s*['\"](.*?)['\"]", text, re.M))
     version = f"{found.get('__version__', 'unknown')}-{found.get('git_version', '')[:12]}"
+    cuda = re.search(r"^cuda\b[^=\n]*=\s*['\"]([\d.]+)['\"]", text, re.M)
     # Names of functions that take a std::string carry the ABI of the C++ library in them.
-    return TorchInstall(folder, version, b"__cxx11" in library.read_bytes())
+    return TorchInstall(
+        folder, version, b"__cxx11" in library.read_bytes(), cuda[1] if cuda else ""
+    )
+
+
+def find_cuda_headers(torch: TorchInstall | None = None) -> CudaHeaders:
+    """The headers that pip brought with `torch`, else those of a toolkit of the same major version.
+
+    Args:
+        torch: a CUDA build; None for any toolkit, ``$CUDA_HOME``'s first.
+
+    Raises:
+        TorchBuildError: `torch` is no CUDA build, or there are no headers.
+    """
+    if torch is not None and not (torch.cuda and (torch.folder / "lib/libc10_cuda.so").is_file()):
+        version = torch.version.split("-")[0].split("+")[0]
+        raise TorchBuildError(
+            f"the torch in {torch.folder} is not built for CUDA; install a CUDA build, which needs "
+            f"no GPU: `pip install --no-deps 'torch==={version}'`"
+        )
+    folders = []
+    major = torch.cuda.split(".")[0] if torch else ""
+    if torch:
+        nvidia = torch.folder.parent / "nvidia"
+        folders = [nvidia / f"cu{major}" / "include", nvidia / "cuda_runtime" / "include"]
+    nvcc = shutil.which("nvcc")
+    homes = [os.environ.get("CUDA_HOME"), nvcc and Path(nvcc).resolve().parents[1]]
+    folders += [Path(home) / "include" for home in (*homes, "/usr/local/cuda") if home]
+    for folder in folders:
+        header = folder / "cuda_runtime_api.h"
+        # Without crt/ there is little that can be compiled.
+        if not header.is_file() or not (folder / "crt" / "host_defines.h").is_file():
+            continue
+        text = header.read_text(encoding="utf-8", errors="replace")
+        found = re.search(r"^#define\s+CUDART_VERSION\s+(\d+)", text, re.M)
+        if found and major in ("", str(int(found[1]) // 1000)):
+            return CudaHeaders(folder, int(found[1]) // 1000)
+    package = "nvidia-cuda-{}" if major in ("", "13") else "nvidia-cuda-{}-cu" + major
+    wanted = " ".join(f"'{package.format(part)}'" for part in ("runtime", "crt"))
+    raise TorchBuildError(
+        f"no headers of CUDA {major}".rstrip()
+        + f" were found; install them: `pip install {wanted}`, "
+        "or a toolkit, and name its folder in CUDA_HOME"
+    )
 
 
 def find_compiler() -> list[str]:
@@ -131,7 +185,9 @@ def build(
     headers: Sequence[Path] = (),
     includes: Sequence[Path] = (),
     libraries: Sequence[str] = ("c10",),
+    shared: Sequence[Path] = (),
     uses_python: bool = False,
+    uses_cuda: bool = False,
     torch: TorchInstall | None = None,
 ) -> Path:
     """Path of the shared library made of `sources`; compiled unless the cache has it.
@@ -142,22 +198,62 @@ def build(
         headers: our own headers that `sources` include: a change in one means a new library.
         includes: folders to look for them in, besides those of `sources`.
         libraries: torch's libraries to link with, such as ``c10`` and ``torch_cpu``.
+        shared: other libraries to link with; each is loaded before torch's, and what torch's need
+            under its name is it.
         uses_python: the sources include ``Python.h``.
+        uses_cuda: they include CUDA's headers; torch is a CUDA build.
         torch: the torch to build against; by default the installed one.
 
     Raises:
         TorchBuildError: no torch, headers or compiler, or the compiler refused.
     """
     torch = torch or find_torch()
-    flags = [*(f"-I{folder}" for folder in includes), *_flags(torch, libraries, uses_python)]
+    flags = [f"-I{folder}" for folder in includes]
+    if uses_cuda:
+        flags += ["-isystem", str(find_cuda_headers(torch).folder)]
+    # What torch's libraries need is looked for where ours is told to only by old-style paths.
+    flags += ["-Wl,--disable-new-dtags"] if shared else []
+    for file in shared:
+        flags += [str(file), f"-Wl,-rpath,{file.parent}"]
+    flags += _flags(torch, libraries, uses_python)
+    return compiled(name, sources, flags, headers=headers, version=torch.version)
+
+
+def compiled(
+    name: str,
+    sources: Sequence[Path],
+    flags: Sequence[str],
+    *,
+    headers: Sequence[Path] = (),
+    version: str = "",
+    file_name: str = "",
+) -> Path:
+    """Path of the shared library that the compiler makes of `sources` with `flags`; kept.
+
+    Args:
+        name: as in `build`.
+        sources: C++ files.
+        flags: all that the compiler is told besides.
+        headers: as in `build`.
+        version: of what it is compiled against.
+        file_name: the library's own where others ask for it by name; it then has a folder of its
+            own.
+
+    Raises:
+        TorchBuildError: no compiler, or it refused.
+    """
     key = hashlib.sha256()
-    for text in (torch.version, str(torch.folder), platform.machine(), os.environ.get("CXX", "")):
+    for text in (version, platform.machine(), os.environ.get("CXX", ""), file_name):
         key.update(text.encode() + b"\0")
     key.update("\0".join(flags).encode())
     for file in (*sources, *headers):
         key.update(file.name.encode() + b"\0" + file.read_bytes())
     folder = _cache_folder()
-    library = folder / f"{name}-{torch.version}-{key.hexdigest()[:16]}.so"
+    stem = "-".join(filter(None, (name, version, key.hexdigest()[:16])))
+    library = folder / f"{stem}.so"
+    if file_name:
+        (folder / stem).mkdir(exist_ok=True)
+        library = folder / stem / file_name
     if is_whole(library):
         return library
     compiler = find_compiler()
