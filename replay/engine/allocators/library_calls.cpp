@@ -146,7 +146,14 @@ WorkbenchCalls::WorkbenchCalls(SharedLibrary library, Backend& backend, const Se
            .event_query = &event_query,
            .event_wait = &event_wait,
            .take_pinned = &take_pinned,
-           .give_pinned = &give_pinned};
+           .give_pinned = &give_pinned,
+           .total = static_cast<std::uint64_t>(backend.total()),
+           .used = &used,
+           .reserve = &reserve,
+           .unreserve = &unreserve,
+           .map = &map,
+           .unmap = &unmap,
+           .stream = &stream};
   std::array<char, 1024> error{};
   const std::string configuration = text_of(settings.find("config"));
   allocator_ = call_library("create", [&] {
@@ -270,110 +277,6 @@ void WorkbenchCalls::program_ends() {
   if (functions_.program_ends == nullptr) return;
   const LastWords::While doing("program_ends");
   call_library("program_ends", [&] { functions_.program_ends(allocator_); });
-}
-
-void* WorkbenchCalls::take(void* self, std::uint64_t bytes) {
-  return static_cast<WorkbenchCalls*>(self)->take_memory(bytes, Memory::kPageable);
-}
-
-void* WorkbenchCalls::take_pinned(void* self, std::uint64_t bytes) {
-  auto& calls = *static_cast<WorkbenchCalls*>(self);
-  try {
-    return calls.take_memory(bytes, Memory::kPinned);
-  } catch (const UnavailableError& error) {
-    const std::lock_guard guard(calls.events_lock_);
-    calls.unavailable_ = error.what();
-    return nullptr;
-  }
-}
-
-void WorkbenchCalls::throw_if_unavailable() {
-  const std::lock_guard guard(events_lock_);
-  if (!unavailable_.empty()) throw UnavailableError(unavailable_);
-}
-
-void* WorkbenchCalls::take_memory(std::uint64_t bytes, Memory memory) {
-  if (bytes == 0 || bytes > static_cast<std::uint64_t>(std::numeric_limits<Bytes>::max())) {
-    return nullptr;
-  }
-  took_.store(true, std::memory_order_relaxed);
-  auto* const got = reinterpret_cast<void*>(backend_.allocate(static_cast<Bytes>(bytes), memory));
-  if (host_.counts != 0 && got != nullptr) {
-    const std::lock_guard guard(events_lock_);
-    taken_[got] = {bytes, memory};
-  }
-  return got;
-}
-
-void WorkbenchCalls::give_memory(void* memory, std::uint64_t bytes, Memory kind) {
-  if (host_.counts != 0) {
-    const std::lock_guard guard(events_lock_);
-    const auto found = taken_.find(memory);
-    const auto at = std::to_string(bytes) + " bytes at " +
-                    std::to_string(reinterpret_cast<std::uintptr_t>(memory));
-    if (found == taken_.end())
-      return blame("it gave back " + at + ", which it does not have of the workbench");
-    const Taken& taken = found->second;
-    if (taken.bytes != bytes || taken.kind != kind) {
-      return blame("it gave back " + at + (kind == Memory::kPinned ? " as pinned" : "") +
-                   ", where it took " + std::to_string(taken.bytes) +
-                   (taken.kind == Memory::kPinned ? " pinned" : ""));
-    }
-    taken_.erase(found);
-  }
-  backend_.release(reinterpret_cast<std::uint64_t>(memory), static_cast<Bytes>(bytes), kind);
-}
-
-void WorkbenchCalls::blame(const std::string& fault) {
-  if (fault_.empty()) fault_ = fault;
-}
-
-void WorkbenchCalls::throw_if_blamed() {
-  const std::lock_guard guard(events_lock_);
-  if (!fault_.empty()) throw LibraryCallError(fault_);
-}
-
-void WorkbenchCalls::give_pinned(void* self, void* memory, std::uint64_t bytes) {
-  static_cast<WorkbenchCalls*>(self)->give_memory(memory, bytes, Memory::kPinned);
-}
-
-void WorkbenchCalls::give(void* self, void* memory, std::uint64_t bytes) {
-  static_cast<WorkbenchCalls*>(self)->give_memory(memory, bytes, Memory::kPageable);
-}
-
-std::uint64_t WorkbenchCalls::event_record(void* self, std::int32_t stream) {
-  auto& calls = *static_cast<WorkbenchCalls*>(self);
-  const std::lock_guard guard(calls.events_lock_);
-  if (stream < 0 || stream >= kMostStreams) {
-    calls.blame("it recorded a CUDA event on stream " + std::to_string(stream) +
-                ", which is none: streams are 0 to " + std::to_string(kMostStreams - 1));
-    return 0;
-  }
-  calls.events_.push_back(calls.backend_.record_event(stream));
-  return calls.events_.back().sequence;
-}
-
-std::int32_t WorkbenchCalls::event_query(void* self, std::uint64_t event) {
-  auto& calls = *static_cast<WorkbenchCalls*>(self);
-  const std::lock_guard guard(calls.events_lock_);
-  const CudaEvent* const found = calls.find_event(event);
-  return found == nullptr || calls.backend_.completed(*found);
-}
-
-void WorkbenchCalls::event_wait(void* self, std::uint64_t event) {
-  auto& calls = *static_cast<WorkbenchCalls*>(self);
-  const std::lock_guard guard(calls.events_lock_);
-  const CudaEvent* const found = calls.find_event(event);
-  if (found != nullptr) calls.backend_.wait(*found);
-}
-
-// Null where it has completed.
-const CudaEvent* WorkbenchCalls::find_event(std::uint64_t number) {
-  while (!events_.empty() && backend_.completed(events_.front())) events_.pop_front();
-  const auto found = std::lower_bound(
-      events_.begin(), events_.end(), number,
-      [](const CudaEvent& event, std::uint64_t wanted) { return event.sequence < wanted; });
-  return found != events_.end() && found->sequence == number ? &*found : nullptr;
 }
 
 }  // namespace workbench

@@ -19,6 +19,7 @@
 #include "backends/backend.h"
 #include "core/errors.h"
 #include "core/events.h"
+#include "core/last_words.h"
 #include "core/lock.h"
 #include "core/printable.h"
 #include "core/settings.h"
@@ -65,6 +66,10 @@ class MallocCalls {
   void deallocate(void* memory, Bytes, StreamId, ThreadId) { deallocate_(memory); }
   void record_stream(void*, StreamId) { ++ignored_record_streams; }
   void empty_cache() {}
+  void capture_begin(StreamId) {}
+  void capture_end(StreamId) {}
+  void set_fraction(std::int64_t) {}
+  void synchronized(StreamId) {}
   void prepare(const Events&) {}
   void program_begins() {}
   void program_ends() {}
@@ -107,6 +112,10 @@ class TorchCalls {
   void empty_cache() {
     if (reset_ != nullptr) reset_();
   }
+  void capture_begin(StreamId) {}
+  void capture_end(StreamId) {}
+  void set_fraction(std::int64_t) {}
+  void synchronized(StreamId) {}
   void prepare(const Events&) {}
   void program_begins() {}
   void program_ends() {}
@@ -161,6 +170,12 @@ class WorkbenchCalls {
   void empty_cache() {
     if (functions_.empty_cache != nullptr) functions_.empty_cache(allocator_);
   }
+  void capture_begin(StreamId stream) { tell("capture_begin", functions_.capture_begin, stream); }
+  void capture_end(StreamId stream) { tell("capture_end", functions_.capture_end, stream); }
+  void set_fraction(std::int64_t millionths) {
+    tell("set_fraction", functions_.set_fraction, millionths);
+  }
+  void synchronized(StreamId stream) { tell("synchronized", functions_.synchronized, stream); }
   void prepare(const Events& events);
   void program_begins();
   void program_ends();
@@ -184,11 +199,26 @@ class WorkbenchCalls {
   static std::uint64_t event_record(void* self, std::int32_t stream);
   static std::int32_t event_query(void* self, std::uint64_t event);
   static void event_wait(void* self, std::uint64_t event);
+  static std::uint64_t used(void* self);
+  static void* reserve(void* self, std::uint64_t bytes);
+  static void unreserve(void* self, void* address, std::uint64_t bytes);
+  static std::int32_t map(void* self, void* address, std::uint64_t bytes);
+  static void unmap(void* self, void* address, std::uint64_t bytes);
+  static void* stream(void* self, std::int32_t number);
   const CudaEvent* find_event(std::uint64_t number);  // with the lock held
 
+  // Calls what the library need not have.
+  template <class Value>
+  void tell(const char* name, void (*function)(void*, Value), Value value) {
+    if (function == nullptr) return;
+    const LastWords::While doing(name);
+    function(allocator_, value);
+  }
   wb_statistics ask() const;
   void* take_memory(std::uint64_t bytes, Memory memory);
   void give_memory(void* memory, std::uint64_t bytes, Memory kind);
+  // Whether all of it lies in a range of its; blames it where it does not.
+  bool is_reserved(void* address, std::uint64_t bytes, const char* what);
   // The first thing that it does wrong is kept.
   void blame(const std::string& fault);
   void throw_if_blamed();
@@ -210,6 +240,7 @@ class WorkbenchCalls {
     Memory kind;
   };
   std::map<void*, Taken> taken_;
+  std::map<void*, std::uint64_t> ranges_;  // the same of reserved addresses
   std::string fault_;
   std::deque<CudaEvent> events_;  // by number; without those at its front that have completed
 };

@@ -72,6 +72,18 @@ class Pluggable final : public Replayed<Pluggable<Calls>> {
   void empty_cache() override {
     call_library("empty_cache", [&] { calls_.empty_cache(); });
   }
+  void capture_begin(StreamId stream) override {
+    call_library("capture_begin", [&] { calls_.capture_begin(stream); });
+  }
+  void capture_end(StreamId stream) override {
+    call_library("capture_end", [&] { calls_.capture_end(stream); });
+  }
+  void set_fraction(std::int64_t millionths) override {
+    call_library("set_fraction", [&] { calls_.set_fraction(millionths); });
+  }
+  void synchronized(StreamId stream) override {
+    call_library("synchronized", [&] { calls_.synchronized(stream); });
+  }
 
   void free_at(std::uint64_t address, ThreadId thread) override {
     bool was_ours = false;

@@ -115,6 +115,8 @@ class Backend {
   virtual bool is_device() const = 0;
   // Whether addresses can be read and written.
   virtual bool has_memory() const = 0;
+  // The cudaStream_t of a stream of a real device; null elsewhere, and for its default stream.
+  virtual void* native_stream(StreamId) { return nullptr; }
   // Whether this thread's last allocate() made the system hand out pages.
   virtual bool last_faulted() const { return false; }
 

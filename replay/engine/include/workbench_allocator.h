@@ -62,7 +62,27 @@ typedef struct wb_host {
   /* As take and give, of memory that the system may neither move nor swap out. */
   void* (*take_pinned)(void* context, uint64_t bytes);
   void (*give_pinned)(void* context, void* memory, uint64_t bytes);
+
+  /* Bytes the device says it has, also where there is no limit, and those in use. */
+  uint64_t total;
+  uint64_t (*used)(void* context);
+  /* A range of addresses without memory; NULL where there is no room. What of it has been mapped
+   * must be unmapped before unreserve(bytes as reserved). */
+  void* (*reserve)(void* context, uint64_t bytes);
+  void (*unreserve)(void* context, void* address, uint64_t bytes);
+  /* Puts memory behind a piece of a range; 1: all of it is there, 0: there is no room. */
+  int32_t (*map)(void* context, void* address, uint64_t bytes);
+  void (*unmap)(void* context, void* address, uint64_t bytes);
+  /* The cudaStream_t of a stream where the device is a real one, else NULL. */
+  void* (*stream)(void* context, int32_t stream);
 } wb_host;
+
+/* Where an allocation belongs in a trace with private pools (CUDA graphs, torch.cuda.MemPool):
+ * the stream, and the pool; 0 is no private one. */
+typedef struct wb_lane {
+  int32_t stream;
+  int32_t pool;
+} wb_lane;
 
 /* What the allocator holds, in PyTorch's words (docs/allocators.md). The workbench fills all but
  * `size` with WB_NOT_REPORTED before it asks. */
@@ -122,6 +142,24 @@ typedef struct wb_interface {
   void (*program_begins)(void* allocator);
   /* The program comes to its end: what is freed from here on it did not free itself. */
   void (*program_ends)(void* allocator);
+
+  /* Called once after `create` where the trace has private pools: from here on the `stream` of
+   * allocate and deallocate is the number of one of these `count` lanes. Where it is NULL, it stays
+   * a stream. */
+  void (*lanes)(void* allocator, const wb_lane* lanes, size_t count);
+  /* From here on allocations may go to a private pool, one more user of which there is (begin);
+   * no more do (end); it has one user less, and may be given back where there is none left
+   * (release). */
+  void (*pool_begin)(void* allocator, int32_t pool);
+  void (*pool_end)(void* allocator, int32_t pool);
+  void (*pool_release)(void* allocator, int32_t pool);
+  /* The work of a stream is captured into a CUDA graph, and no longer. */
+  void (*capture_begin)(void* allocator, int32_t stream);
+  void (*capture_end)(void* allocator, int32_t stream);
+  /* The program may use this share of the device, in millionths. */
+  void (*set_fraction)(void* allocator, int64_t millionths);
+  /* The work of a stream is complete; -1: of all. */
+  void (*synchronized)(void* allocator, int32_t stream);
 } wb_interface;
 
 #ifdef __cplusplus
