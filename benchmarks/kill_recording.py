@@ -76,7 +76,7 @@ def kill_once(folder: Path, counter: Path, seconds: float) -> Comparison:
     page.write_bytes(bytes(4096))
     variables = {**os.environ, "LD_PRELOAD": str(counter), "COUNTER": str(counter)}
     variables["COUNTS"] = str(page)
-    command = [sys.executable, "-m", "workbench", "record", "--force", "train.py"]
+    command = [sys.executable, "-P", "-m", "workbench", "record", "--force", "train.py"]
     with subprocess.Popen(
         command, cwd=folder, env=variables, stdout=subprocess.PIPE, text=True
     ) as recording:

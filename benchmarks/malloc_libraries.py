@@ -47,12 +47,22 @@ def is_there(library: str) -> bool:
 
 def record(folder: Path, steps: int) -> list[Path]:
     """The traces of the examples in `folder`, recorded where they are missing."""
+    folder.mkdir(parents=True, exist_ok=True)
     traces = []
     for name in NAMES:
         trace = folder / f"{name}.parquet"
         if not trace.exists():
             program = [str(EXAMPLES / f"{name}.py"), "--steps", str(steps)]
-            command = [sys.executable, "-m", "workbench", "record", "-o", str(trace), *program]
+            command = [
+                sys.executable,
+                "-P",
+                "-m",
+                "workbench",
+                "record",
+                "-o",
+                str(trace),
+                *program,
+            ]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         traces.append(trace)
     return traces

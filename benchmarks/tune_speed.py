@@ -71,7 +71,17 @@ def run(path: Path, trials: int) -> tuple[float, dict[str, Any]]:
     cores = sorted(os.sched_getaffinity(0))[:CORES]
     started = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "workbench", "tune", str(path), "--trials", str(trials), "--json"],
+        [
+            sys.executable,
+            "-P",
+            "-m",
+            "workbench",
+            "tune",
+            str(path),
+            "--trials",
+            str(trials),
+            "--json",
+        ],
         check=True,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONSAFEPATH": "1"},
