@@ -1,6 +1,7 @@
 # make demo   records a real training program, replays it, writes the comparison page
 # make test   checks everything: style, types, imports, C++ under sanitizers, Python, pages
 # make test-sanitizers   of these only the C++ tests, under sanitizers
+# make test-cuda-stub   PyTorch's own CUDA binary without a GPU: half a gigabyte to fetch, not in `test`
 # All set up all they need on a bare machine with Python 3.11+, a C++20 compiler and pip.
 
 PYTHON ?= python3
@@ -64,6 +65,33 @@ test-sanitizers: $(VENV)/installed-for-tests
 	  $(BIN)/cmake --build --preset $$preset && \
 	  $(BIN)/ctest --preset $$preset || exit 1; \
 	done
+
+# `caching` against PyTorch's CUDA binary, which needs no GPU but an environment of its own: a torch
+# without the libraries it is installed with cannot be imported. The traces are recorded in the other.
+CUDA_VENV := .venv-cuda
+$(CUDA_VENV)/bin/python:
+	$(PYTHON) -m venv $(CUDA_VENV)
+
+$(CUDA_VENV)/torch: $(CUDA_VENV)/bin/python constraints.txt
+	$(CUDA_VENV)/bin/python -m pip install --quiet --no-deps \
+	  "torch===$$(sed -n 's/^torch==//p' constraints.txt)" nvidia-cuda-runtime nvidia-cuda-crt
+	@touch $@
+
+$(CUDA_VENV)/installed: $(CUDA_VENV)/torch pyproject.toml $(SOURCES)
+	$(CUDA_VENV)/bin/python -m pip install --quiet '.[test]'
+	@touch $@
+
+$(CUDA_VENV)/traces: $(VENV)/installed examples/*.py
+	@mkdir -p $@
+	for example in transformer_lm conv_net variable_length; do \
+	  $(BIN)/wb record --force -o $@/$$example.parquet examples/$$example.py --steps 6 || exit 1; \
+	done
+	@touch $@
+
+.PHONY: test-cuda-stub
+test-cuda-stub: $(CUDA_VENV)/installed $(CUDA_VENV)/traces
+	PYTHONSAFEPATH=1 WORKBENCH_EXAMPLE_TRACES=$(CURDIR)/$(CUDA_VENV)/traces \
+	  $(CUDA_VENV)/bin/python -m pytest -m cuda_stub -n logical --maxprocesses=8 --dist worksteal
 
 # The pages are tested in a real browser; where none can be installed those tests say so and are
 # skipped.

@@ -35,8 +35,12 @@ def reference_of(spec: AllocatorSpec) -> Reference | None:
     return references().get(spec.name)
 
 
-def runs_as(spec: AllocatorSpec) -> tuple[str, str]:
+def runs_as(spec: AllocatorSpec, backend: str = "simulated") -> tuple[str, str]:
     """The engine's allocator and its settings that `spec` stands for; compiles a reference.
+
+    Args:
+        spec: what is asked for.
+        backend: that it is going to run on.
 
     Raises:
         MissingPartError: a reference cannot be compiled here.
@@ -44,7 +48,7 @@ def runs_as(spec: AllocatorSpec) -> tuple[str, str]:
     reference = reference_of(spec)
     if reference is None:
         return spec.name, _with_whole_path(spec)
-    library = str(reference.library())
+    library = str(reference.library(backend))
     settings = f"library:{quoted(library)},abi:workbench"
     return "pluggable", settings + (f',config:"{spec.settings}"' if spec.settings else "")
 

@@ -100,7 +100,12 @@ def _check_settings(
         return
     none = {"op": "u1", "slot": "i4", "size": "i8", "stream": "i4", "thread": "i4"}
     columns = {name: np.empty(0, dtype=dtype) for name, dtype in none.items()}
-    allocator, settings = runs_as(spec)
+    allocator, settings = runs_as(spec, backend["name"])
+    reference = reference_of(spec)
+    if reference is not None and reference.needs_cuda:
+        # A process has one CUDA runtime, which is none of this one's: ours reads the same settings.
+        allocator, settings = reference.models, spec.settings
+        backend = choose_backend(info["kind"], _engine.backends(), "simulated")
     try:
         if info["needs_library"] or (is_reference and not spec.settings):
             # It is loaded in processes of its own only: what it does to them is its cell's result.

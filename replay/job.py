@@ -174,7 +174,7 @@ def _engine_cell(
     if any(reasons):
         return spec.name, spec.settings, next(filter(None, reasons))
     try:
-        return *runs_as(spec), None
+        return *runs_as(spec, backend["name"]), None
     except MissingPartError as error:
         return spec.name, spec.settings, str(error)
 

@@ -19,6 +19,16 @@ MAJOR = 13
 """The CUDA whose functions it has."""
 
 
+def unfit(headers: CudaHeaders) -> str:
+    """Why there is no stand-in for the CUDA of `headers`; empty where there is one."""
+    if headers.major == MAJOR:
+        return ""
+    return (
+        f"the stand-in for the CUDA runtime is one of CUDA {MAJOR}, and what is in "
+        f"{headers.folder} is CUDA {headers.major}; install a torch built for CUDA {MAJOR}"
+    )
+
+
 def stub(headers: CudaHeaders | None = None) -> Path:
     """The compiled ``libcudart.so.13``; compiles it unless it is there.
 
@@ -30,11 +40,8 @@ def stub(headers: CudaHeaders | None = None) -> Path:
     """
     try:
         headers = headers or find_cuda_headers()
-        if headers.major != MAJOR:
-            raise TorchBuildError(
-                f"the stand-in for the CUDA runtime is one of CUDA {MAJOR}, and what is in "
-                f"{headers.folder} is CUDA {headers.major}; install a torch built for CUDA {MAJOR}"
-            )
+        if reason := unfit(headers):
+            raise TorchBuildError(reason)
         name = f"libcudart.so.{MAJOR}"
         symbols = FOLDER / f"{name}.map"
         flags = [

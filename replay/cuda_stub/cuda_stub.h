@@ -9,6 +9,9 @@
  *   WB_CUDA_STUB_MEMORY      none: addresses only; host: this machine's memory behind them (none)
  *   WB_CUDA_STUB_COMPLETION  immediate: work is complete as soon as nothing it waits for is in its
  *                            way; waited: only once somebody waits for it (immediate)
+ *
+ * PyTorch's libc10_cuda.so needs three calls of what usually loads it before expandable segments
+ * work over this: replay/references/torch_cuda.h makes them.
  */
 #ifndef WORKBENCH_CUDA_STUB_H
 #define WORKBENCH_CUDA_STUB_H

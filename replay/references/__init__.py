@@ -20,8 +20,11 @@ from workbench.common.torch_build import (
     build,
     compiler_version,
     find_compiler,
+    find_cuda_headers,
+    find_cuda_runtime,
     find_torch,
 )
+from workbench.replay import cuda_stub
 
 FOLDER = Path(__file__).parent
 HEADER = FOLDER.parent / "include" / "workbench_allocator.h"
@@ -42,6 +45,9 @@ class Reference:
         takes_system_memory: whether it asks the system for memory by itself, so that only the
             backend ``host`` will do and no capacity holds it.
         several_threads: whether several threads may call it at once.
+        needs_cuda: whether it is made of torch's CUDA parts: over the real runtime on the backend
+            ``cuda``, elsewhere over the stand-in (`workbench.replay.cuda_stub`), which takes memory
+            and streams from the backend.
     """
 
     name: str
@@ -53,28 +59,48 @@ class Reference:
     settings: Mapping[str, str] = field(default_factory=dict)
     takes_system_memory: bool = False
     several_threads: bool = True
+    needs_cuda: bool = False
 
     def unavailable(self) -> str:
         """Why it cannot run here; empty where it can."""
-        return _missing()
+        return _missing() or (_missing_cuda() if self.needs_cuda else "")
 
     def versions(self) -> dict[str, str]:
         """Of torch, and of the compiler; empty where one is missing."""
         return dict(_versions())
 
-    def library(self) -> Path:
+    def library(self, backend: str = "simulated") -> Path:
         """The compiled library; compiles it unless it is there.
+
+        Args:
+            backend: that it is going to run on; there are two of what `needs_cuda`.
 
         Raises:
             MissingPartError: torch or a compiler is missing, or the compiler refused.
         """
+        name = Path(self.source).stem
+        headers = [HEADER, *sorted(FOLDER.glob("*.h"))]
+        includes = [HEADER.parent]
+        shared: list[Path] = []
+        defines: list[str] = []
         try:
+            if self.needs_cuda and backend == "cuda":
+                shared = [find_cuda_runtime(find_torch())]
+                name += "-cuda"
+            elif self.needs_cuda:
+                shared = [cuda_stub.stub(find_cuda_headers(find_torch()))]
+                headers.append(cuda_stub.FOLDER / "cuda_stub.h")
+                includes.append(cuda_stub.FOLDER)
+                defines.append("WORKBENCH_OVER_STUB")
             return build(
-                Path(self.source).stem,
+                name,
                 [FOLDER / self.source],
-                headers=[HEADER, *FOLDER.glob("*.h")],
-                includes=[HEADER.parent],
+                headers=headers,
+                includes=includes,
+                defines=defines,
                 libraries=self.libraries,
+                shared=shared,
+                uses_cuda=self.needs_cuda,
             )
         except TorchBuildError as error:
             raise MissingPartError(str(error)) from None
@@ -112,3 +138,12 @@ def _missing() -> str:
     except TorchBuildError as error:
         return str(error)
     return ""
+
+
+@cache
+def _missing_cuda() -> str:
+    try:
+        found = find_cuda_headers(find_torch())
+    except TorchBuildError as error:
+        return str(error)
+    return cuda_stub.unfit(found)

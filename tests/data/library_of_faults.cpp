@@ -47,6 +47,22 @@ void destroy(void* allocator) {
   delete &me;
 }
 
+// A range of three pages, the middle one with memory.
+void use_range(Faulty& me) {
+  constexpr std::uint64_t kPage = 2 << 20;
+  const wb_host& host = me.host;
+  if (host.used(host.context) > host.total) crash();
+  auto* const range = static_cast<char*>(host.reserve(host.context, 3 * kPage));
+  const std::uint64_t before = host.used(host.context);
+  const std::uint64_t bytes = me.is("maps beyond its range") ? 3 * kPage : kPage;
+  const bool there = host.map(host.context, range + kPage, bytes) == 1;
+  if (there && host.used(host.context) != before + kPage) crash();
+  if (there) host.unmap(host.context, range + kPage, kPage);
+  if (host.used(host.context) != before) crash();
+  if (me.is("unmaps what it has not")) host.unmap(host.context, range - kPage, kPage);
+  host.unreserve(host.context, range, me.is("gives half a range back") ? kPage : 3 * kPage);
+}
+
 void* allocate(void* allocator, std::uint64_t bytes, std::int32_t, std::int32_t) {
   Faulty& me = self(allocator);
   ++me.allocations;
@@ -67,6 +83,9 @@ void* allocate(void* allocator, std::uint64_t bytes, std::int32_t, std::int32_t)
       me.host.event_wait(me.host.context, me.host.event_record(me.host.context, -1));
     }
     if (me.is("event on a far stream")) me.host.event_record(me.host.context, 2'000'000'000);
+    if (me.is("names no stream")) me.host.stream(me.host.context, 65536);
+    if (me.is("maps what it has not")) me.host.map(me.host.context, memory, 4096);
+    use_range(me);
   }
   return memory;
 }
@@ -118,6 +137,14 @@ extern "C" const wb_interface* workbench_allocator(std::uint32_t) {
       .prepare = prepare,
       .program_begins = program_begins,
       .program_ends = nullptr,
+      .lanes = nullptr,
+      .pool_begin = nullptr,
+      .pool_end = nullptr,
+      .pool_release = nullptr,
+      .capture_begin = nullptr,
+      .capture_end = nullptr,
+      .set_fraction = nullptr,
+      .synchronized = nullptr,
   };
   // What is decided before there is a configuration.
   const char* const wanted = std::getenv("FAULTY_INTERFACE");

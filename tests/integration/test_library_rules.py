@@ -30,6 +30,13 @@ SAID = {
     r"65535 at row 1",
     "event on a far stream": r"it recorded a CUDA event on stream 2000000000, which is none: "
     r"streams are 0 to 65535 at row 1",
+    "names no stream": r"it asked for stream 65536, which is none: streams are 0 to 65535 at row 1",
+    "maps what it has not": r"it mapped 4096 bytes at \d+, which it has not reserved at row 1",
+    "maps beyond its range": r"it mapped 6291456 bytes at \d+, which it has not reserved at row 1",
+    "unmaps what it has not": r"it unmapped 2097152 bytes at \d+, which it has not reserved at "
+    r"row 1",
+    "gives half a range back": r"it gave back 2097152 bytes at \d+, which it did not reserve so at "
+    r"row 1",
     "reserves less than it has": r"it reported 1 reserved bytes at row 1, which is less than 5096 "
     r"bytes that the program has",
     "reports too much": r"it reported 9223372036854775807 reserved bytes at row 1, which cannot be",

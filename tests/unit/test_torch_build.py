@@ -12,7 +12,11 @@ from workbench.common.torch_build import (
     TorchBuildError,
     TorchInstall,
     build,
+    compiled,
     find_compiler,
+    find_cuda_headers,
+    find_cuda_runtime,
+    find_torch,
     is_whole,
 )
 from workbench.replay import _engine
@@ -74,3 +78,87 @@ def test_a_compiler_named_with_an_open_quote_is_said_to_be(monkeypatch: pytest.M
 def test_our_own_libraries_are_whole() -> None:
     assert is_whole(Path(_engine.__file__))
     assert not is_whole(Path(torch_build.__file__))
+
+
+def cuda_torch(site: Path, version: str = "2.13.0", cuda: str = "13.0") -> TorchInstall:
+    """A torch built for CUDA, as its wheel lays it out: names without contents."""
+    for name in ("lib/libc10.so", "lib/libc10_cuda.so", "include/c10/core/Allocator.h"):
+        (site / "torch" / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / "torch" / name).touch()
+    told = f"'{cuda}'" if cuda else "None"
+    (site / "torch" / "version.py").write_text(
+        f"__version__ = '{version}'\ncuda: Optional[str] = {told}\n"
+    )
+    return find_torch(site / "torch")
+
+
+def cuda_headers(folder: Path, version: int) -> Path:
+    (folder / "crt").mkdir(parents=True)
+    (folder / "crt" / "host_defines.h").touch()
+    (folder / "cuda_runtime_api.h").write_text(f"#define CUDART_VERSION  {version}\n")
+    return folder
+
+
+@pytest.fixture
+def no_toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A toolkit's place, with nothing in it."""
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "toolkit"))
+    monkeypatch.setattr(torch_build, "TOOLKIT", tmp_path / "nowhere")
+    monkeypatch.setattr(torch_build.shutil, "which", lambda name: None)
+    return tmp_path / "toolkit"
+
+
+def test_the_version_of_cuda_is_read(tmp_path: Path) -> None:
+    assert cuda_torch(tmp_path / "a").cuda == "13.0"
+    assert cuda_torch(tmp_path / "b", cuda="").cuda == ""
+
+
+def test_headers_that_came_with_torch_are_taken_before_a_toolkits(
+    tmp_path: Path, no_toolkit: Path
+) -> None:
+    torch = cuda_torch(tmp_path)
+    toolkit = cuda_headers(no_toolkit / "include", 13010)
+    assert find_cuda_headers(torch).folder == find_cuda_headers().folder == toolkit
+    own = cuda_headers(tmp_path / "nvidia" / "cu13" / "include", 13000)
+    assert find_cuda_headers(torch).folder == own
+    assert find_cuda_headers(torch).major == 13
+    (own / "crt" / "host_defines.h").unlink()
+    assert find_cuda_headers(torch).folder == toolkit
+
+
+def test_headers_of_another_cuda_will_not_do(tmp_path: Path, no_toolkit: Path) -> None:
+    cuda_headers(no_toolkit / "include", 12080)
+    assert find_cuda_headers().major == 12
+    with pytest.raises(TorchBuildError, match=r"of CUDA 13 were .*`pip install 'nvidia-cuda-run"):
+        find_cuda_headers(cuda_torch(tmp_path))
+
+
+def test_a_build_for_the_cpu_is_told_what_to_install(tmp_path: Path) -> None:
+    torch = cuda_torch(tmp_path, "2.13.0+cpu", cuda="")
+    with pytest.raises(
+        TorchBuildError, match=r"no GPU: `pip install --no-deps 'torch===2\.13\.0'`"
+    ):
+        find_cuda_headers(torch)
+
+
+def test_the_runtime_is_beside_torch_or_in_the_toolkit(tmp_path: Path, no_toolkit: Path) -> None:
+    torch = cuda_torch(tmp_path)
+    cuda_headers(no_toolkit / "include", 13000)
+    with pytest.raises(TorchBuildError, match=r"libcudart.so.13 was not found"):
+        find_cuda_runtime(torch)
+    for folder in (no_toolkit / "lib64", tmp_path / "nvidia" / "cu13" / "lib"):
+        folder.mkdir(parents=True)
+        (folder / "libcudart.so.13").touch()
+        assert find_cuda_runtime(torch).parent == folder
+
+
+def test_a_library_that_others_know_by_name_has_a_folder_of_its_own(source: Path) -> None:
+    made(source)
+    flags = ["-shared", "-fPIC"]
+    libraries = [
+        compiled("part", [source], [*flags, f"-DTURN={turn}"], file_name="libpart.so.1")
+        for turn in range(2)
+    ]
+    assert [library.name for library in libraries] == ["libpart.so.1"] * 2
+    assert libraries[0].parent != libraries[1].parent
+    assert all(is_whole(library) for library in libraries)

@@ -30,6 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _STALE_SECONDS = 3600
+TOOLKIT = Path("/usr/local/cuda")
+"""Where a CUDA toolkit is unless ``$CUDA_HOME`` or ``nvcc`` tell."""
 # Of a 64-bit ELF file: its header, and an entry in its table of segments. Byte order as here.
 _ELF_HEADER = struct.Struct("=16sHHIQQQIHHHHHH")
 _ELF_SEGMENT = struct.Struct("=IIQQQQQQ")
@@ -116,7 +118,7 @@ def find_cuda_headers(torch: TorchInstall | None = None) -> CudaHeaders:
         folders = [nvidia / f"cu{major}" / "include", nvidia / "cuda_runtime" / "include"]
     nvcc = shutil.which("nvcc")
     homes = [os.environ.get("CUDA_HOME"), nvcc and Path(nvcc).resolve().parents[1]]
-    folders += [Path(home) / "include" for home in (*homes, "/usr/local/cuda") if home]
+    folders += [Path(home) / "include" for home in (*homes, TOOLKIT) if home]
     for folder in folders:
         header = folder / "cuda_runtime_api.h"
         # Without crt/ there is little that can be compiled.
@@ -132,6 +134,29 @@ def find_cuda_headers(torch: TorchInstall | None = None) -> CudaHeaders:
         f"no headers of CUDA {major}".rstrip()
         + f" were found; install them: `pip install {wanted}`, "
         "or a toolkit, and name its folder in CUDA_HOME"
+    )
+
+
+def find_cuda_runtime(torch: TorchInstall) -> Path:
+    """The ``libcudart.so`` that pip brought with `torch`, else a toolkit's.
+
+    Raises:
+        TorchBuildError: `torch` is no CUDA build, or there is none.
+    """
+    headers = find_cuda_headers(torch)
+    name = f"libcudart.so.{headers.major}"
+    nvidia = torch.folder.parent / "nvidia"
+    for folder in (
+        nvidia / f"cu{headers.major}" / "lib",
+        nvidia / "cuda_runtime" / "lib",
+        headers.folder.parent / "lib64",
+        headers.folder.parent / "lib",
+    ):
+        if (folder / name).is_file():
+            return folder / name
+    raise TorchBuildError(
+        f"{name} was not found beside {torch.folder} nor {headers.folder}; install what torch "
+        "needs: `pip install torch`"
     )
 
 
@@ -184,6 +209,7 @@ def build(
     *,
     headers: Sequence[Path] = (),
     includes: Sequence[Path] = (),
+    defines: Sequence[str] = (),
     libraries: Sequence[str] = ("c10",),
     shared: Sequence[Path] = (),
     uses_python: bool = False,
@@ -197,6 +223,7 @@ def build(
         sources: C++ files; their folders may hold headers they include.
         headers: our own headers that `sources` include: a change in one means a new library.
         includes: folders to look for them in, besides those of `sources`.
+        defines: macros, each with the value 1.
         libraries: torch's libraries to link with, such as ``c10`` and ``torch_cpu``.
         shared: other libraries to link with; each is loaded before torch's, and what torch's need
             under its name is it.
@@ -208,7 +235,7 @@ def build(
         TorchBuildError: no torch, headers or compiler, or the compiler refused.
     """
     torch = torch or find_torch()
-    flags = [f"-I{folder}" for folder in includes]
+    flags = [*(f"-I{folder}" for folder in includes), *(f"-D{name}" for name in defines)]
     if uses_cuda:
         flags += ["-isystem", str(find_cuda_headers(torch).folder)]
     # What torch's libraries need is looked for where ours is told to only by old-style paths.

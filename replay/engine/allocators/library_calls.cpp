@@ -210,7 +210,14 @@ wb_statistics WorkbenchCalls::ask() const {
                         .segments = kUntold,
                         .hits = kUntold,
                         .misses = kUntold,
-                        .retries = kUntold};
+                        .retries = kUntold,
+                        .requested = kUntold,
+                        .inactive_split = kUntold,
+                        .active_blocks = kUntold,
+                        .inactive_split_blocks = kUntold,
+                        .ooms = kUntold,
+                        .device_allocs = kUntold,
+                        .device_frees = kUntold};
   call_library("statistics", [&] { functions_.statistics(allocator_, &told); });
   return told;
 }
@@ -232,6 +239,18 @@ LibraryStatistics WorkbenchCalls::statistics() {
   set(reported_.hits, told.hits, result.values.hits);
   set(reported_.misses, told.misses, result.values.misses);
   set(reported_.retries, told.retries, result.values.retries);
+  const auto tells = [](std::int64_t value) { return value != WB_NOT_REPORTED; };
+  result.tells_requested = tells(told.requested);
+  result.tells_ooms = tells(told.ooms);
+  result.tells_device_calls = tells(told.device_allocs) && tells(told.device_frees);
+  set(result.tells_requested, told.requested, result.values.requested);
+  set(result.tells_ooms, told.ooms, result.values.ooms);
+  set(result.tells_device_calls, told.device_allocs, result.values.device_allocs);
+  set(result.tells_device_calls, told.device_frees, result.values.device_frees);
+  set(tells(told.inactive_split), told.inactive_split, result.values.inactive_split);
+  set(tells(told.active_blocks), told.active_blocks, result.values.n_active);
+  set(tells(told.inactive_split_blocks), told.inactive_split_blocks,
+      result.values.n_inactive_split);
   return result;
 }
 

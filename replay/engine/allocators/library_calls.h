@@ -49,6 +49,10 @@ decltype(auto) call_library(const char* function, Call&& call) {
 struct LibraryStatistics {
   Statistics values;
   Bytes largest_free = 0;
+  // Which of what can be known without the library it tells all the same.
+  bool tells_requested = false;
+  bool tells_ooms = false;
+  bool tells_device_calls = false;
 };
 
 // malloc and free, as jemalloc, mimalloc, tcmalloc and the C library have them. Where there is a

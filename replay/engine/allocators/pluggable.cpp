@@ -105,14 +105,18 @@ class Pluggable final : public Replayed<Pluggable<Calls>> {
   Bytes largest_free() const override { return calls_.statistics().largest_free; }
 
   Statistics statistics() const override {
-    Statistics told = calls_.statistics().values;
+    const LibraryStatistics library = calls_.statistics();
+    Statistics told = library.values;
     for (const std::unique_ptr<Shard>& shard : shards_) {
-      told.requested += shard->requested;
+      if (!library.tells_requested) told.requested += shard->requested;
       told.n_alloc += shard->live;
     }
-    told.ooms = ooms_;
-    told.device_allocs = this->backend_.driver_calls().alloc;
-    told.device_frees = this->backend_.driver_calls().free;
+    if (!library.tells_ooms) told.ooms = ooms_;
+    if (!library.tells_device_calls) {
+      const DriverCalls& calls = this->backend_.driver_calls();
+      told.device_allocs = calls.alloc + calls.map;
+      told.device_frees = calls.free + calls.unmap;
+    }
     told.ignored_record_streams = calls_.ignored_record_streams;
     return told;
   }

@@ -97,6 +97,13 @@ typedef struct wb_statistics {
   int64_t hits;   /* allocations served without asking for memory */
   int64_t misses; /* allocations that asked for it */
   int64_t retries;
+  int64_t requested; /* falls when a block is free for real; where not told, when it is freed */
+  int64_t inactive_split;
+  int64_t active_blocks;
+  int64_t inactive_split_blocks;
+  int64_t ooms;          /* requests refused for want of memory; where not told, all refused ones */
+  int64_t device_allocs; /* calls that gave it memory, and that took some back; where not told, */
+  int64_t device_frees;  /* take and give */
 } wb_statistics;
 
 /* The lifetimes of what is going to be allocated, by id: allocation 0, 1, 2, … of all threads. The

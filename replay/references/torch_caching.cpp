@@ -1,0 +1,280 @@
+// The library torch-caching: PyTorch's CUDA caching allocator, out of libc10_cuda.so, behind the
+// engine's C interface. There is one of it in a process: it is emptied for the next.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <optional>
+#include <string>
+
+#include "original.h"
+#include "torch_cuda.h"
+#include "torch_pools.h"
+
+namespace reference {
+namespace {
+
+using c10::cuda::CUDACachingAllocator::CUDAAllocator;
+constexpr auto kAll = static_cast<std::size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+constexpr std::uint64_t kMost = std::uint64_t{1} << 60;
+
+CUDAAllocator& original() { return *c10::cuda::CUDACachingAllocator::get(); }
+
+// PyTorch keeps what it was told before of keys that a text does not name.
+void set_settings(std::string_view text) {
+  constexpr std::pair<const char*, const char*> kKept[] = {
+      {"large_segment_size_mb", "20"},         {"expandable_segments", "False"},
+      {"release_lock_on_cudamalloc", "False"}, {"graph_capture_record_stream_reuse", "False"},
+      {"per_process_memory_fraction", "1.0"},
+#if WORKBENCH_TORCH_SINCE(13)
+      {"throw_on_cudamalloc_oom", "False"},
+#endif
+  };
+  std::string all(text);
+  for (const auto& [key, value] : kKept) {
+    if (!setting(text, key).empty()) continue;
+    if (!all.empty() && all.back() != ',') all += ',';
+    all += std::string(key) + ":" + value;
+  }
+  c10::CachingAllocator::setAllocatorSettings(all);
+}
+
+// The device that the next allocator has. A share of it that was set once cannot be taken back, so
+// over the stand-in, whose devices are all one, the next then has another.
+struct Turn {
+  int device = 0;
+  bool has_share = false;
+  bool taken = false;
+};
+Turn turn;
+
+struct Instance {
+  Instance(const wb_host& from, bool is_expandable)
+      : host(from),
+        expandable(is_expandable),
+        streams(host),
+        device(static_cast<c10::DeviceIndex>(turn.device)),
+        pools(device, streams) {}
+
+  c10::CachingDeviceAllocator::DeviceStats stats() const {
+    return original().getDeviceStats(device);
+  }
+
+  const wb_host host;
+  const bool expandable;
+  Streams streams;
+  const c10::DeviceIndex device;
+  Pools pools;
+  std::atomic<std::int64_t> hits = 0;
+  std::atomic<std::int64_t> misses = 0;
+};
+
+Instance& self(void* allocator) { return *static_cast<Instance*>(allocator); }
+
+// The runtime keeps a device for each thread.
+void be_on(c10::DeviceIndex device) {
+  thread_local c10::DeviceIndex current = 0;
+  if (current == device) return;
+  c10::cuda::set_device(device);
+  current = device;
+}
+
+void set_share(double share) {
+  original().setMemoryFraction(share, static_cast<c10::DeviceIndex>(turn.device));
+  turn.has_share = true;
+}
+
+bool refuse(const std::string& why, char* error, std::size_t error_size) {
+  std::snprintf(error, error_size, "%s", why.c_str());
+  return false;
+}
+
+bool begin_turn(std::string_view text, char* error, std::size_t error_size) {
+  if (turn.taken) {
+    return refuse("PyTorch has one caching allocator in a process, and it is in use", error,
+                  error_size);
+  }
+  try {
+    set_settings(text);
+  } catch (const c10::Error& refused) {
+    return refuse(refused.what_without_backtrace(), error, error_size);
+  } catch (const std::exception& refused) {
+    return refuse(refused.what(), error, error_size);
+  }
+  start_cuda();
+  const double share =
+      c10::cuda::CUDACachingAllocator::CUDAAllocatorConfig::per_process_memory_fraction();
+  if (turn.has_share && share >= 1 && turn.device + 1 < kDevices)
+    turn = {.device = turn.device + 1};
+  be_on(static_cast<c10::DeviceIndex>(turn.device));
+  original().init(turn.device + 1);
+  if (original()
+          .getDeviceStats(static_cast<c10::DeviceIndex>(turn.device))
+          .reserved_bytes[kAll]
+          .current != 0) {
+    return refuse("PyTorch's allocator kept memory of the replay before this one", error,
+                  error_size);
+  }
+  if (share < 1 || turn.has_share) set_share(share);
+  turn.taken = true;
+  return true;
+}
+
+void* create(const wb_host* host, const char* configuration, char* error, std::size_t error_size) {
+#ifndef WORKBENCH_OVER_STUB
+  if (host->stream == nullptr || host->stream(host->context, 1) == nullptr) {
+    refuse("this build of it takes its memory from a GPU; replay it with --backend cuda", error,
+           error_size);
+    return nullptr;
+  }
+#endif
+  use(host);
+  if (begin_turn(configuration, error, error_size)) {
+    return new Instance(*host, setting(configuration, "expandable_segments") == "True");
+  }
+  use(nullptr);
+  return nullptr;
+}
+
+void destroy(void* allocator) {
+  Instance& instance = self(allocator);
+  be_on(instance.device);
+  instance.pools.finish();
+  // Frees that waited for the end of a capture come with the next allocation.
+  try {
+    original().raw_delete(original().raw_alloc(1));
+  } catch (const c10::Error&) {
+    // There is no room: what there was is given back now.
+  }
+  original().emptyCache();
+  original().resetAccumulatedStats(instance.device);
+  original().resetPeakStats(instance.device);
+  delete &instance;
+  use(nullptr);
+  turn.taken = false;
+}
+
+void* allocate_counted(Instance& instance, std::uint64_t bytes, const wb_lane& lane);
+
+void* allocate_from(Instance& instance, std::uint64_t bytes, const wb_lane& lane) {
+  const cudaStream_t stream = instance.streams.of(lane.stream);
+  return instance.pools.in_pool(lane.pool,
+                                [&] { return original().raw_alloc_with_stream(bytes, stream); });
+}
+
+void* allocate(void* allocator, std::uint64_t bytes, std::int32_t number, std::int32_t) {
+  Instance& instance = self(allocator);
+  if (bytes >= kMost) return nullptr;
+  be_on(instance.device);
+  const wb_lane lane = instance.pools.lane(number);
+  try {
+    return instance.host.counts != 0 ? allocate_counted(instance, bytes, lane)
+                                     : allocate_from(instance, bytes, lane);
+  } catch (const c10::OutOfMemoryError&) {
+    return nullptr;
+  }
+}
+
+// A miss asked the device for memory, whether it got some or not.
+void* allocate_counted(Instance& instance, std::uint64_t bytes, const wb_lane& lane) {
+  const auto before = instance.stats();
+  ++instance.misses;
+  void* const memory = allocate_from(instance, bytes, lane);
+  if (instance.stats().num_device_alloc == before.num_device_alloc) {
+    --instance.misses;
+    ++instance.hits;
+  }
+  return memory;
+}
+
+void deallocate(void* allocator, void* memory, std::uint64_t, std::int32_t, std::int32_t) {
+  be_on(self(allocator).device);
+  original().raw_delete(memory);
+}
+
+void record_stream(void* allocator, void* memory, std::int32_t stream) {
+  Instance& instance = self(allocator);
+  be_on(instance.device);
+  const c10::Device device(c10::DeviceType::CUDA, instance.device);
+  c10::DataPtr pointer(memory, memory, original().raw_deleter(), device);
+  original().recordStream(
+      pointer, c10::cuda::getStreamFromExternal(instance.streams.of(stream), instance.device));
+  pointer.release_context();
+}
+
+void empty_cache(void* allocator) {
+  be_on(self(allocator).device);
+  original().emptyCache();
+}
+
+void statistics(void* allocator, wb_statistics* to) {
+  Instance& instance = self(allocator);
+  be_on(instance.device);
+  const auto stats = instance.stats();
+  to->requested = stats.requested_bytes[kAll].current;
+  to->allocated = stats.allocated_bytes[kAll].current;
+  to->active = stats.active_bytes[kAll].current;
+  to->reserved = stats.reserved_bytes[kAll].current;
+  to->inactive_split = stats.inactive_split_bytes[kAll].current;
+  to->stranded = instance.expandable ? to->reserved - to->active : to->inactive_split;
+  to->segments = stats.segment[kAll].current;
+  to->active_blocks = stats.active[kAll].current;
+  to->inactive_split_blocks = stats.inactive_split[kAll].current;
+  to->retries = stats.num_alloc_retries;
+  to->ooms = stats.num_ooms;
+  to->device_allocs = stats.num_device_alloc;
+  to->device_frees = stats.num_device_free;
+  // Asked with 0 it begins with what the device has free.
+  std::size_t largest = 1;
+  original().cacheInfo(instance.device, &largest);
+  to->largest_free = largest > 1 ? static_cast<std::int64_t>(largest) : 0;
+  to->hits = instance.hits;
+  to->misses = instance.misses;
+}
+
+void lanes(void* allocator, const wb_lane* lanes, std::size_t count) {
+  self(allocator).pools.set_lanes(lanes, count);
+}
+void pool_begin(void* allocator, std::int32_t pool) { self(allocator).pools.begin(pool); }
+void pool_end(void* allocator, std::int32_t pool) { self(allocator).pools.end(pool); }
+void pool_release(void* allocator, std::int32_t pool) { self(allocator).pools.release(pool); }
+void capture_begin(void* allocator, std::int32_t stream) {
+  self(allocator).pools.begin_capture(stream);
+}
+void capture_end(void* allocator, std::int32_t stream) {
+  self(allocator).pools.end_capture(stream);
+}
+void set_fraction(void*, std::int64_t millionths) {
+  set_share(static_cast<double>(millionths) / 1e6);
+}
+
+const wb_interface interface = {
+    .size = sizeof(wb_interface),
+    .version = WB_VERSION,
+    .name = "torch-caching",
+    .create = create,
+    .destroy = destroy,
+    .allocate = allocate,
+    .deallocate = deallocate,
+    .record_stream = record_stream,
+    .empty_cache = empty_cache,
+    .statistics = statistics,
+    .prepare = nullptr,
+    .program_begins = nullptr,
+    .program_ends = nullptr,
+    .lanes = lanes,
+    .pool_begin = pool_begin,
+    .pool_end = pool_end,
+    .pool_release = pool_release,
+    .capture_begin = capture_begin,
+    .capture_end = capture_end,
+    .set_fraction = set_fraction,
+    .synchronized = nullptr,
+};
+
+}  // namespace
+}  // namespace reference
+
+extern "C" __attribute__((visibility("default"))) const wb_interface* workbench_allocator(
+    std::uint32_t version) {
+  return version >= WB_VERSION ? &reference::interface : nullptr;
+}

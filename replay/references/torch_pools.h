@@ -1,0 +1,115 @@
+// Private pools and captures of a trace, as PyTorch's programs make them.
+#pragma once
+
+#include <map>
+#include <set>
+#include <vector>
+
+#include "torch_cuda.h"
+
+namespace reference {
+
+class Pools {
+ public:
+  Pools(c10::DeviceIndex device, Streams& streams) : device_(device), streams_(streams) {}
+
+  void set_lanes(const wb_lane* lanes, std::size_t count) { lanes_.assign(lanes, lanes + count); }
+
+  wb_lane lane(std::int32_t number) const {
+    return lanes_.empty() ? wb_lane{number, 0} : lanes_[static_cast<std::size_t>(number)];
+  }
+
+  // Calls `allocate` so that what it allocates comes from `pool`.
+  template <class Allocate>
+  void* in_pool(std::int32_t pool, Allocate&& allocate) {
+    asked_ = pool;
+    if (pool == 0 || begun_.contains(pool)) return allocate();
+    // What recorded the trace did not tell that its pool was in use.
+    const bool was_there = users_[pool] > 0;
+    begin(pool);
+    void* memory = nullptr;
+    try {
+      memory = allocate();
+    } catch (...) {
+      leave(pool, was_there);
+      throw;
+    }
+    leave(pool, was_there);
+    return memory;
+  }
+
+  void begin(std::int32_t pool) {
+    if (begun_.contains(pool)) return;
+    allocator().beginAllocateToPool(device_, id(pool),
+                                    [pool](cudaStream_t) { return asked_ == pool; });
+    begun_.insert(pool);
+    ++users_[pool];
+  }
+
+  void end(std::int32_t pool) {
+    if (begun_.erase(pool) == 0) return;
+    allocator().endAllocateToPool(device_, id(pool));
+  }
+
+  void release(std::int32_t pool) {
+    const auto found = users_.find(pool);
+    if (found == users_.end() || found->second == 0) return;
+    --found->second;
+    allocator().releasePool(device_, id(pool));
+  }
+
+  void begin_capture(std::int32_t stream) {
+    if (!capturing_.insert(stream).second) return;
+#ifdef WORKBENCH_OVER_STUB
+    // Refused for the default stream, as by the real one.
+    (void)cudaStreamBeginCapture(streams_.of(stream), cudaStreamCaptureModeRelaxed);
+    (void)cudaGetLastError();
+#endif
+#if WORKBENCH_TORCH_SINCE(13)
+    allocator().markCaptureBegin(device_);
+#endif
+  }
+
+  void end_capture(std::int32_t stream) {
+    if (capturing_.erase(stream) == 0) return;
+#ifdef WORKBENCH_OVER_STUB
+    cudaGraph_t graph = nullptr;
+    (void)cudaStreamEndCapture(streams_.of(stream), &graph);
+    (void)cudaGetLastError();
+    if (graph != nullptr) (void)cudaGraphDestroy(graph);
+#endif
+#if WORKBENCH_TORCH_SINCE(13)
+    allocator().markCaptureEnd(device_);
+#endif
+  }
+
+  // Leaves nothing begun, captured or used.
+  void finish() {
+    while (!capturing_.empty()) end_capture(*capturing_.begin());
+    while (!begun_.empty()) end(*begun_.begin());
+    for (const auto& [pool, users] : std::map(users_)) {
+      for (int i = 0; i < users; ++i) release(pool);
+    }
+  }
+
+ private:
+  static c10::cuda::CUDACachingAllocator::CUDAAllocator& allocator() {
+    return *c10::cuda::CUDACachingAllocator::get();
+  }
+  static c10::MempoolId_t id(std::int32_t pool) { return {static_cast<c10::CaptureId_t>(pool), 0}; }
+
+  void leave(std::int32_t pool, bool was_there) {
+    end(pool);
+    if (was_there) release(pool);
+  }
+
+  static inline thread_local std::int32_t asked_ = 0;  // the pool of this thread's allocation
+  const c10::DeviceIndex device_;
+  [[maybe_unused]] Streams& streams_;
+  std::vector<wb_lane> lanes_;
+  std::set<std::int32_t> begun_;
+  std::map<std::int32_t, int> users_;
+  std::set<std::int32_t> capturing_;
+};
+
+}  // namespace reference
