@@ -102,7 +102,7 @@ def _check_settings(
     columns = {name: np.empty(0, dtype=dtype) for name, dtype in none.items()}
     allocator, settings = runs_as(spec, backend["name"])
     reference = reference_of(spec)
-    if reference is not None and reference.needs_cuda:
+    if reference is not None and reference.cuda_allocator:
         # A process has one CUDA runtime, which is none of this one's: ours reads the same settings.
         allocator, settings = reference.models, spec.settings
         backend = choose_backend(info["kind"], _engine.backends(), "simulated")

@@ -13,18 +13,21 @@ using Clock = std::chrono::steady_clock;
 
 // In order of their numbers, so that handles are too: the allocator sorts by them.
 alignas(Stream) std::byte storage[sizeof(Stream) * kMostStreams];
-std::int32_t stream_count = 0;
+std::int32_t stream_count = 0;           // from 0 on
+std::int32_t first_made = kMostStreams;  // up to the end: made over a host, whose numbers are low
 
 Stream& stream_at(std::int32_t number) {
   return reinterpret_cast<Stream*>(static_cast<void*>(storage))[number];
 }
 
+void make_stream(std::int32_t number) {
+  Stream* const made = new (&stream_at(number)) Stream;
+  made->number = number;
+  made->device = current_device();
+}
+
 Stream& stream_numbered(std::int32_t number) {
-  while (stream_count <= number) {
-    Stream* const made = new (&stream_at(stream_count)) Stream;
-    made->number = stream_count++;
-    made->device = current_device();
-  }
+  while (stream_count <= number && stream_count < first_made) make_stream(stream_count++);
   return stream_at(number);
 }
 
@@ -64,8 +67,10 @@ Stream* stream_of(cudaStream_t handle) {
   }
   const auto address = reinterpret_cast<std::uintptr_t>(handle);
   const auto first = reinterpret_cast<std::uintptr_t>(storage);
-  const bool is_one = address >= first && address < first + sizeof(Stream) * stream_count &&
-                      (address - first) % sizeof(Stream) == 0;
+  if (address < first || (address - first) % sizeof(Stream) != 0) return nullptr;
+  const std::uintptr_t number = (address - first) / sizeof(Stream);
+  const bool is_one = number < static_cast<std::uintptr_t>(stream_count) ||
+                      (number >= static_cast<std::uintptr_t>(first_made) && number < kMostStreams);
   return is_one ? reinterpret_cast<Stream*>(handle) : nullptr;
 }
 
@@ -73,10 +78,17 @@ cudaStream_t handle_of(Stream& stream) {
   return stream.number == 0 ? nullptr : reinterpret_cast<cudaStream_t>(&stream);
 }
 
-Stream& new_stream() { return stream_numbered(std::max(stream_count, 1)); }
+Stream& new_stream() {
+  if (host() == nullptr) return stream_numbered(std::max(stream_count, 1));
+  make_stream(--first_made);
+  return stream_at(first_made);
+}
 
 void for_each_stream(const std::function<void(Stream&)>& visit) {
   for (std::int32_t number = 0; number < stream_count; ++number) visit(stream_at(number));
+  for (std::int32_t number = first_made; number < kMostStreams; ++number) {
+    visit(stream_at(number));
+  }
 }
 
 void submit(Stream& stream, Work work) {
@@ -112,11 +124,12 @@ void wait_for(const Mark& place) {
 }
 
 cudaError_t synchronize_device() {
-  for (std::int32_t number = 0; number < stream_count; ++number) {
-    Stream& stream = stream_at(number);
-    if (stream.capture != 0) return cudaErrorStreamCaptureUnsupported;
+  bool captured = false;
+  for_each_stream([&](Stream& stream) { captured |= stream.capture != 0; });
+  if (captured) return cudaErrorStreamCaptureUnsupported;
+  for_each_stream([](Stream& stream) {
     if (host() != nullptr || stream.done < stream.submitted) wait_for(mark(stream));
-  }
+  });
   trim_pools();
   return cudaSuccess;
 }
@@ -141,7 +154,7 @@ void* wb_cuda_stub_stream(int32_t number) {
 
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, int priority) {
   CUDA_STUB_ENTER();
-  if (stream_count >= kMostStreams) return result(cudaErrorMemoryAllocation);
+  if (stream_count >= first_made) return result(cudaErrorMemoryAllocation);
   Stream& made = new_stream();
   made.flags = flags;
   made.priority = priority;

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -45,9 +45,10 @@ class Reference:
         takes_system_memory: whether it asks the system for memory by itself, so that only the
             backend ``host`` will do and no capacity holds it.
         several_threads: whether several threads may call it at once.
-        needs_cuda: whether it is made of torch's CUDA parts: over the real runtime on the backend
-            ``cuda``, elsewhere over the stand-in (`workbench.replay.cuda_stub`), which takes memory
-            and streams from the backend.
+        cuda_allocator: where it is made of torch's CUDA parts, what these call it: ``native`` or
+            ``cudaMallocAsync``. On the backend ``cuda`` it is compiled over the real runtime,
+            elsewhere over the stand-in (`workbench.replay.cuda_stub`), which takes memory and
+            streams from the backend.
     """
 
     name: str
@@ -59,11 +60,11 @@ class Reference:
     settings: Mapping[str, str] = field(default_factory=dict)
     takes_system_memory: bool = False
     several_threads: bool = True
-    needs_cuda: bool = False
+    cuda_allocator: str = ""
 
     def unavailable(self) -> str:
         """Why it cannot run here; empty where it can."""
-        return _missing() or (_missing_cuda() if self.needs_cuda else "")
+        return _missing() or (_missing_cuda() if self.cuda_allocator else "")
 
     def versions(self) -> dict[str, str]:
         """Of torch, and of the compiler; empty where one is missing."""
@@ -73,37 +74,65 @@ class Reference:
         """The compiled library; compiles it unless it is there.
 
         Args:
-            backend: that it is going to run on; there are two of what `needs_cuda`.
+            backend: that it is going to run on; with a `cuda_allocator` there are two.
 
         Raises:
             MissingPartError: torch or a compiler is missing, or the compiler refused.
         """
         name = Path(self.source).stem
-        headers = [HEADER, *sorted(FOLDER.glob("*.h"))]
-        includes = [HEADER.parent]
-        shared: list[Path] = []
-        defines: list[str] = []
         try:
-            if self.needs_cuda and backend == "cuda":
-                shared = [find_cuda_runtime(find_torch())]
-                name += "-cuda"
-            elif self.needs_cuda:
-                shared = [cuda_stub.stub(find_cuda_headers(find_torch()))]
-                headers.append(cuda_stub.FOLDER / "cuda_stub.h")
-                includes.append(cuda_stub.FOLDER)
-                defines.append("WORKBENCH_OVER_STUB")
-            return build(
-                name,
-                [FOLDER / self.source],
-                headers=headers,
-                includes=includes,
-                defines=defines,
-                libraries=self.libraries,
-                shared=shared,
-                uses_cuda=self.needs_cuda,
-            )
+            if self.cuda_allocator:
+                return self._cuda_library(name, backend == "cuda")
+            return self._build(name)
         except TorchBuildError as error:
             raise MissingPartError(str(error)) from None
+
+    def _cuda_library(self, name: str, on_cuda: bool) -> Path:
+        """What loads the original when it runs, compiled with its path in it."""
+        if on_cuda:
+            name += "-cuda"
+            original = self._build(name, shared=[find_cuda_runtime(find_torch())], uses_cuda=True)
+        else:
+            original = self._build(
+                name,
+                headers=[cuda_stub.FOLDER / "cuda_stub.h"],
+                includes=[cuda_stub.FOLDER],
+                defines=["WORKBENCH_OVER_STUB"],
+                shared=[cuda_stub.stub(find_cuda_headers(find_torch()))],
+                uses_cuda=True,
+            )
+        return build(
+            f"{name}-entry",
+            [FOLDER / "torch_cuda_entry.cpp"],
+            headers=[HEADER],
+            includes=[HEADER.parent],
+            defines=[
+                f'WORKBENCH_ORIGINAL="{original}"',
+                f'WORKBENCH_BACKEND="{self.cuda_allocator}"',
+            ],
+            libraries=(),
+        )
+
+    def _build(
+        self,
+        name: str,
+        *,
+        headers: Sequence[Path] = (),
+        includes: Sequence[Path] = (),
+        defines: Sequence[str] = (),
+        shared: Sequence[Path] = (),
+        uses_cuda: bool = False,
+    ) -> Path:
+        return build(
+            name,
+            [FOLDER / self.source],
+            headers=[HEADER, *sorted(FOLDER.glob("*.h")), *headers],
+            includes=[HEADER.parent, *includes],
+            defines=defines,
+            libraries=self.libraries,
+            shared=shared,
+            uses_cuda=uses_cuda,
+        )
 
 
 @cache

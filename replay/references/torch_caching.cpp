@@ -13,14 +13,11 @@
 namespace reference {
 namespace {
 
-using c10::cuda::CUDACachingAllocator::CUDAAllocator;
 constexpr auto kAll = static_cast<std::size_t>(c10::CachingAllocator::StatType::AGGREGATE);
 constexpr std::uint64_t kMost = std::uint64_t{1} << 60;
 
-CUDAAllocator& original() { return *c10::cuda::CUDACachingAllocator::get(); }
-
 // PyTorch keeps what it was told before of keys that a text does not name.
-void set_settings(std::string_view text) {
+std::string with_defaults(std::string_view text) {
   constexpr std::pair<const char*, const char*> kKept[] = {
       {"large_segment_size_mb", "20"},         {"expandable_segments", "False"},
       {"release_lock_on_cudamalloc", "False"}, {"graph_capture_record_stream_reuse", "False"},
@@ -35,7 +32,7 @@ void set_settings(std::string_view text) {
     if (!all.empty() && all.back() != ',') all += ',';
     all += std::string(key) + ":" + value;
   }
-  c10::CachingAllocator::setAllocatorSettings(all);
+  return all;
 }
 
 // The device that the next allocator has. A share of it that was set once cannot be taken back, so
@@ -70,22 +67,9 @@ struct Instance {
 
 Instance& self(void* allocator) { return *static_cast<Instance*>(allocator); }
 
-// The runtime keeps a device for each thread.
-void be_on(c10::DeviceIndex device) {
-  thread_local c10::DeviceIndex current = 0;
-  if (current == device) return;
-  c10::cuda::set_device(device);
-  current = device;
-}
-
 void set_share(double share) {
   original().setMemoryFraction(share, static_cast<c10::DeviceIndex>(turn.device));
   turn.has_share = true;
-}
-
-bool refuse(const std::string& why, char* error, std::size_t error_size) {
-  std::snprintf(error, error_size, "%s", why.c_str());
-  return false;
 }
 
 bool begin_turn(std::string_view text, char* error, std::size_t error_size) {
@@ -93,13 +77,7 @@ bool begin_turn(std::string_view text, char* error, std::size_t error_size) {
     return refuse("PyTorch has one caching allocator in a process, and it is in use", error,
                   error_size);
   }
-  try {
-    set_settings(text);
-  } catch (const c10::Error& refused) {
-    return refuse(refused.what_without_backtrace(), error, error_size);
-  } catch (const std::exception& refused) {
-    return refuse(refused.what(), error, error_size);
-  }
+  if (!read_settings(with_defaults(text), error, error_size)) return false;
   start_cuda();
   const double share =
       c10::cuda::CUDACachingAllocator::CUDAAllocatorConfig::per_process_memory_fraction();
@@ -120,15 +98,9 @@ bool begin_turn(std::string_view text, char* error, std::size_t error_size) {
 }
 
 void* create(const wb_host* host, const char* configuration, char* error, std::size_t error_size) {
-#ifndef WORKBENCH_OVER_STUB
-  if (host->stream == nullptr || host->stream(host->context, 1) == nullptr) {
-    refuse("this build of it takes its memory from a GPU; replay it with --backend cuda", error,
-           error_size);
-    return nullptr;
-  }
-#endif
   use(host);
-  if (begin_turn(configuration, error, error_size)) {
+  if (is_ready(*host, "native", error, error_size) &&
+      begin_turn(configuration, error, error_size)) {
     return new Instance(*host, setting(configuration, "expandable_segments") == "True");
   }
   use(nullptr);
@@ -194,11 +166,7 @@ void deallocate(void* allocator, void* memory, std::uint64_t, std::int32_t, std:
 void record_stream(void* allocator, void* memory, std::int32_t stream) {
   Instance& instance = self(allocator);
   be_on(instance.device);
-  const c10::Device device(c10::DeviceType::CUDA, instance.device);
-  c10::DataPtr pointer(memory, memory, original().raw_deleter(), device);
-  original().recordStream(
-      pointer, c10::cuda::getStreamFromExternal(instance.streams.of(stream), instance.device));
-  pointer.release_context();
+  record_use(memory, instance.streams.of(stream), instance.device);
 }
 
 void empty_cache(void* allocator) {

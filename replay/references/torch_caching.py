@@ -13,5 +13,5 @@ REFERENCE = Reference(
     source="torch_caching.cpp",
     libraries=("c10_cuda", "c10"),
     settings={key: "as of caching" for key in _OURS["settings"] if key != "rules"},
-    needs_cuda=True,
+    cuda_allocator="native",
 )

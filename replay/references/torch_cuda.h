@@ -7,10 +7,13 @@
 #include <torch/headeronly/version.h>
 #include <workbench_allocator.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
+#include <exception>
 #include <string>
 #include <string_view>
 
@@ -54,6 +57,58 @@ inline void start_cuda() {
     return true;
   }();
   (void)started;
+}
+
+inline c10::cuda::CUDACachingAllocator::CUDAAllocator& original() {
+  return *c10::cuda::CUDACachingAllocator::get();
+}
+
+inline bool refuse(const std::string& why, char* error, std::size_t error_size) {
+  std::snprintf(error, error_size, "%s", why.c_str());
+  return false;
+}
+
+// Whether there is a device to take memory from, and which the original is.
+inline bool is_ready([[maybe_unused]] const wb_host& host, const char* name, char* error,
+                     std::size_t error_size) {
+#ifndef WORKBENCH_OVER_STUB
+  if (host.stream(host.context, 1) == nullptr) {
+    return refuse("this build of it takes its memory from a GPU; replay it with --backend cuda",
+                  error, error_size);
+  }
+#endif
+  const std::string found = original().name();
+  return found == name || refuse("PyTorch's allocator is " + found + " in this process, not " +
+                                     name + "; replay it in one of its own",
+                                 error, error_size);
+}
+
+// Has PyTorch read settings; false, and its own words, where they will not do.
+inline bool read_settings(const std::string& text, char* error, std::size_t error_size) {
+  try {
+    c10::CachingAllocator::setAllocatorSettings(text);
+    return true;
+  } catch (const c10::Error& refused) {
+    return refuse(refused.what_without_backtrace(), error, error_size);
+  } catch (const std::exception& refused) {
+    return refuse(refused.what(), error, error_size);
+  }
+}
+
+// The runtime keeps a device for each thread.
+inline void be_on(c10::DeviceIndex device) {
+  thread_local c10::DeviceIndex current = 0;
+  if (current == device) return;
+  c10::cuda::set_device(device);
+  current = device;
+}
+
+// The original takes a tensor's pointer, which knows by whom it is freed.
+inline void record_use(void* memory, cudaStream_t stream, c10::DeviceIndex device) {
+  c10::DataPtr pointer(memory, memory, original().raw_deleter(),
+                       c10::Device(c10::DeviceType::CUDA, device));
+  original().recordStream(pointer, c10::cuda::getStreamFromExternal(stream, device));
+  pointer.release_context();
 }
 
 // Streams by their number.

@@ -40,22 +40,22 @@ class Pools {
 
   void begin(std::int32_t pool) {
     if (begun_.contains(pool)) return;
-    allocator().beginAllocateToPool(device_, id(pool),
-                                    [pool](cudaStream_t) { return asked_ == pool; });
+    original().beginAllocateToPool(device_, id(pool),
+                                   [pool](cudaStream_t) { return asked_ == pool; });
     begun_.insert(pool);
     ++users_[pool];
   }
 
   void end(std::int32_t pool) {
     if (begun_.erase(pool) == 0) return;
-    allocator().endAllocateToPool(device_, id(pool));
+    original().endAllocateToPool(device_, id(pool));
   }
 
   void release(std::int32_t pool) {
     const auto found = users_.find(pool);
     if (found == users_.end() || found->second == 0) return;
     --found->second;
-    allocator().releasePool(device_, id(pool));
+    original().releasePool(device_, id(pool));
   }
 
   void begin_capture(std::int32_t stream) {
@@ -66,7 +66,7 @@ class Pools {
     (void)cudaGetLastError();
 #endif
 #if WORKBENCH_TORCH_SINCE(13)
-    allocator().markCaptureBegin(device_);
+    original().markCaptureBegin(device_);
 #endif
   }
 
@@ -79,7 +79,7 @@ class Pools {
     if (graph != nullptr) (void)cudaGraphDestroy(graph);
 #endif
 #if WORKBENCH_TORCH_SINCE(13)
-    allocator().markCaptureEnd(device_);
+    original().markCaptureEnd(device_);
 #endif
   }
 
@@ -93,9 +93,6 @@ class Pools {
   }
 
  private:
-  static c10::cuda::CUDACachingAllocator::CUDAAllocator& allocator() {
-    return *c10::cuda::CUDACachingAllocator::get();
-  }
   static c10::MempoolId_t id(std::int32_t pool) { return {static_cast<c10::CaptureId_t>(pool), 0}; }
 
   void leave(std::int32_t pool, bool was_there) {

@@ -114,6 +114,26 @@ def test_it_is_replayed_and_compared_by_name(tmp_path: Path) -> None:
     assert theirs["memory"]["driver_calls"]["alloc"] == ours["memory"]["driver_calls"]["alloc"]
 
 
+def test_the_other_allocator_of_the_binary_asks_its_pool_for_the_same(tmp_path: Path) -> None:
+    rng = random.Random(3)
+    rows: list[tuple[str, int, int]] = []
+    live: dict[int, int] = {}
+    for number in range(400):
+        live[number] = rng.randrange(1, 9 * MIB)
+        rows.append(("alloc", number, live[number]))
+        if len(live) > 20:
+            freed = rng.choice(list(live))
+            rows.append(("free", freed, live.pop(freed)))
+    trace = write_trace(tmp_path / "run.parquet", rows, device=["cuda:0"] * len(rows))
+    session = replay_traces(
+        [str(trace)], ["async", "torch-async"], tmp_path / "out", Options(repeat=1)
+    )
+    ours, theirs = (result.info for result in session.results)
+    assert ours["outcome"] == theirs["outcome"]
+    for name in ("allocated", "active"):
+        assert ours["memory"]["peaks"][name] == theirs["memory"]["peaks"][name]
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

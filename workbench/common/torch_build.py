@@ -223,7 +223,7 @@ def build(
         sources: C++ files; their folders may hold headers they include.
         headers: our own headers that `sources` include: a change in one means a new library.
         includes: folders to look for them in, besides those of `sources`.
-        defines: macros, each with the value 1.
+        defines: macros, ``NAME`` or ``NAME=VALUE``.
         libraries: torch's libraries to link with, such as ``c10`` and ``torch_cpu``.
         shared: other libraries to link with; each is loaded before torch's, and what torch's need
             under its name is it.
