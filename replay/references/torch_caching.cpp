@@ -1,10 +1,9 @@
 // The library torch-caching: PyTorch's CUDA caching allocator, out of libc10_cuda.so, behind the
 // engine's C interface. There is one of it in a process: it is emptied for the next.
 #include <algorithm>
-#include <cstdio>
-#include <cstdlib>
-#include <optional>
+#include <atomic>
 #include <string>
+#include <utility>
 
 #include "original.h"
 #include "torch_cuda.h"
@@ -14,7 +13,7 @@ namespace reference {
 namespace {
 
 constexpr auto kAll = static_cast<std::size_t>(c10::CachingAllocator::StatType::AGGREGATE);
-constexpr std::uint64_t kMost = std::uint64_t{1} << 60;
+constexpr std::uint64_t kMost = std::uint64_t{1} << 60;  // and more is refused
 
 // PyTorch keeps what it was told before of keys that a text does not name.
 std::string with_defaults(std::string_view text) {
@@ -67,12 +66,24 @@ struct Instance {
 
 Instance& self(void* allocator) { return *static_cast<Instance*>(allocator); }
 
+// What part of the device the workbench lets it have: over the stand-in the device is no larger.
+double allowed_part([[maybe_unused]] const wb_host& host) {
+#ifndef WORKBENCH_OVER_STUB
+  std::size_t free = 0;
+  std::size_t total = 0;
+  if (host.capacity != UINT64_MAX && cudaMemGetInfo(&free, &total) == cudaSuccess) {
+    return std::min(1.0, static_cast<double>(host.capacity) / static_cast<double>(total));
+  }
+#endif
+  return 1;
+}
+
 void set_share(double share) {
   original().setMemoryFraction(share, static_cast<c10::DeviceIndex>(turn.device));
   turn.has_share = true;
 }
 
-bool begin_turn(std::string_view text, char* error, std::size_t error_size) {
+bool begin_turn(const wb_host& host, std::string_view text, char* error, std::size_t error_size) {
   if (turn.taken) {
     return refuse("PyTorch has one caching allocator in a process, and it is in use", error,
                   error_size);
@@ -92,7 +103,8 @@ bool begin_turn(std::string_view text, char* error, std::size_t error_size) {
     return refuse("PyTorch's allocator kept memory of the replay before this one", error,
                   error_size);
   }
-  if (share < 1 || turn.has_share) set_share(share);
+  const double part = allowed_part(host);
+  if (share * part < 1 || turn.has_share) set_share(share * part);
   turn.taken = true;
   return true;
 }
@@ -100,7 +112,7 @@ bool begin_turn(std::string_view text, char* error, std::size_t error_size) {
 void* create(const wb_host* host, const char* configuration, char* error, std::size_t error_size) {
   use(host);
   if (is_ready(*host, "native", error, error_size) &&
-      begin_turn(configuration, error, error_size)) {
+      begin_turn(*host, configuration, error, error_size)) {
     return new Instance(*host, setting(configuration, "expandable_segments") == "True");
   }
   use(nullptr);
@@ -112,10 +124,12 @@ void destroy(void* allocator) {
   be_on(instance.device);
   instance.pools.finish();
   // Frees that waited for the end of a capture come with the next allocation.
-  try {
-    original().raw_delete(original().raw_alloc(1));
-  } catch (const c10::Error&) {
-    // There is no room: what there was is given back now.
+  if (instance.pools.had_captures()) {
+    try {
+      original().raw_delete(original().raw_alloc(1));
+    } catch (const c10::OutOfMemoryError&) {
+      // It came to where the frees are, which is before it asks for memory.
+    }
   }
   original().emptyCache();
   original().resetAccumulatedStats(instance.device);
@@ -125,12 +139,22 @@ void destroy(void* allocator) {
   turn.taken = false;
 }
 
-void* allocate_counted(Instance& instance, std::uint64_t bytes, const wb_lane& lane);
-
 void* allocate_from(Instance& instance, std::uint64_t bytes, const wb_lane& lane) {
   const cudaStream_t stream = instance.streams.of(lane.stream);
   return instance.pools.in_pool(lane.pool,
                                 [&] { return original().raw_alloc_with_stream(bytes, stream); });
+}
+
+// A miss asked the device for memory, whether it got some or not.
+void* allocate_counted(Instance& instance, std::uint64_t bytes, const wb_lane& lane) {
+  const auto before = instance.stats();
+  ++instance.misses;
+  void* const memory = allocate_from(instance, bytes, lane);
+  if (instance.stats().num_device_alloc == before.num_device_alloc) {
+    --instance.misses;
+    ++instance.hits;
+  }
+  return memory;
 }
 
 void* allocate(void* allocator, std::uint64_t bytes, std::int32_t number, std::int32_t) {
@@ -144,18 +168,6 @@ void* allocate(void* allocator, std::uint64_t bytes, std::int32_t number, std::i
   } catch (const c10::OutOfMemoryError&) {
     return nullptr;
   }
-}
-
-// A miss asked the device for memory, whether it got some or not.
-void* allocate_counted(Instance& instance, std::uint64_t bytes, const wb_lane& lane) {
-  const auto before = instance.stats();
-  ++instance.misses;
-  void* const memory = allocate_from(instance, bytes, lane);
-  if (instance.stats().num_device_alloc == before.num_device_alloc) {
-    --instance.misses;
-    ++instance.hits;
-  }
-  return memory;
 }
 
 void deallocate(void* allocator, void* memory, std::uint64_t, std::int32_t, std::int32_t) {
@@ -211,8 +223,8 @@ void capture_begin(void* allocator, std::int32_t stream) {
 void capture_end(void* allocator, std::int32_t stream) {
   self(allocator).pools.end_capture(stream);
 }
-void set_fraction(void*, std::int64_t millionths) {
-  set_share(static_cast<double>(millionths) / 1e6);
+void set_fraction(void* allocator, std::int64_t millionths) {
+  set_share(static_cast<double>(millionths) / 1e6 * allowed_part(self(allocator).host));
 }
 
 const wb_interface interface = {

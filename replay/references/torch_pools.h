@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <mutex>
 #include <set>
 #include <vector>
 
@@ -23,7 +24,12 @@ class Pools {
   template <class Allocate>
   void* in_pool(std::int32_t pool, Allocate&& allocate) {
     asked_ = pool;
-    if (pool == 0 || begun_.contains(pool)) return allocate();
+    if (pool == 0) return allocate();
+    std::unique_lock guard(mutex_);
+    if (begun_.contains(pool)) {
+      guard.unlock();
+      return allocate();
+    }
     // What recorded the trace did not tell that its pool was in use.
     const bool was_there = users_[pool] > 0;
     begin(pool);
@@ -39,6 +45,7 @@ class Pools {
   }
 
   void begin(std::int32_t pool) {
+    const std::lock_guard guard(mutex_);
     if (begun_.contains(pool)) return;
     original().beginAllocateToPool(device_, id(pool),
                                    [pool](cudaStream_t) { return asked_ == pool; });
@@ -47,11 +54,13 @@ class Pools {
   }
 
   void end(std::int32_t pool) {
+    const std::lock_guard guard(mutex_);
     if (begun_.erase(pool) == 0) return;
     original().endAllocateToPool(device_, id(pool));
   }
 
   void release(std::int32_t pool) {
+    const std::lock_guard guard(mutex_);
     const auto found = users_.find(pool);
     if (found == users_.end() || found->second == 0) return;
     --found->second;
@@ -59,7 +68,9 @@ class Pools {
   }
 
   void begin_capture(std::int32_t stream) {
+    const std::lock_guard guard(mutex_);
     if (!capturing_.insert(stream).second) return;
+    had_captures_ = true;
 #ifdef WORKBENCH_OVER_STUB
     // Refused for the default stream, as by the real one.
     (void)cudaStreamBeginCapture(streams_.of(stream), cudaStreamCaptureModeRelaxed);
@@ -71,6 +82,7 @@ class Pools {
   }
 
   void end_capture(std::int32_t stream) {
+    const std::lock_guard guard(mutex_);
     if (capturing_.erase(stream) == 0) return;
 #ifdef WORKBENCH_OVER_STUB
     cudaGraph_t graph = nullptr;
@@ -82,6 +94,8 @@ class Pools {
     original().markCaptureEnd(device_);
 #endif
   }
+
+  bool had_captures() const { return had_captures_; }
 
   // Leaves nothing begun, captured or used.
   void finish() {
@@ -104,6 +118,8 @@ class Pools {
   const c10::DeviceIndex device_;
   [[maybe_unused]] Streams& streams_;
   std::vector<wb_lane> lanes_;
+  std::recursive_mutex mutex_;  // around what follows
+  bool had_captures_ = false;
   std::set<std::int32_t> begun_;
   std::map<std::int32_t, int> users_;
   std::set<std::int32_t> capturing_;
