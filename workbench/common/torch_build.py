@@ -277,14 +277,12 @@ def compiled(
         key.update(file.name.encode() + b"\0" + file.read_bytes())
     folder = _cache_folder()
     stem = "-".join(filter(None, (name, version, key.hexdigest()[:16])))
-    library = folder / f"{stem}.so"
-    if file_name:
-        (folder / stem).mkdir(exist_ok=True)
-        library = folder / stem / file_name
+    library = folder / stem / file_name if file_name else folder / f"{stem}.so"
     if is_whole(library):
         return library
     compiler = find_compiler()
     try:
+        library.parent.mkdir(exist_ok=True)
         with _only_one(library.with_suffix(".lock")):
             if not is_whole(library):
                 _sweep(folder)
