@@ -77,6 +77,7 @@ class JournalColumns(TypedDict):
     address: npt.NDArray[np.uint64]  # of an oom: the device's free bytes
     size: npt.NDArray[np.int64]  # bytes: requested, of a segment, or of a piece of one
     stream: npt.NDArray[np.int32]  # the block's own
+    pool: npt.NDArray[np.int32]  # likewise; 0 for the default one
     event: npt.NDArray[np.int64]  # index of the event it happened in
 
 class Mismatch(TypedDict):
@@ -186,12 +187,18 @@ class Events:
         op: n codes of `OPS`.
         slot: n slots, from `assign_slots`.
         size: n sizes in bytes; read on allocations only.
-        stream: n stream numbers from 0; -1 (all) only on `synchronize` and `set_fraction`.
+        stream: n stream numbers from 0; -1 (all) only on `synchronize` and `set_fraction`. Of
+            allocations numbers of lanes, where there are some.
         thread: n thread numbers.
         slot_count: from `assign_slots`.
         step: n numbers of completed optimizer steps; None where they are not known.
         value: n values: of `event_record` and `event_wait` the number of the CUDA event, 0 … n - 1;
-            of `set_fraction` millionths of the device. None where there is nothing to tell.
+            of `set_fraction` millionths of the device; of `pool_begin`, `pool_end` and
+            `pool_release` the number of the private pool, from 1. None where there is nothing to
+            tell.
+        lane_stream: the stream of each lane, by its number. A lane is a stream's part of a pool.
+        lane_pool: the pool of each lane; 0 for the default one. None for both where no private
+            pool serves an allocation.
 
     Raises:
         ValueError: columns of different lengths, or a value outside its range.
@@ -207,6 +214,8 @@ class Events:
         slot_count: int,
         step: npt.NDArray[np.int32] | None = None,
         value: npt.NDArray[np.int64] | None = None,
+        lane_stream: npt.NDArray[np.int32] | None = None,
+        lane_pool: npt.NDArray[np.int32] | None = None,
     ) -> None: ...
     def __len__(self) -> int: ...
 
@@ -463,7 +472,7 @@ def check_history(
     blocks: dict[str, npt.NDArray[Any]],
     entries: dict[str, npt.NDArray[Any]],
     *,
-    first_private: int,
+    lanes: dict[str, npt.NDArray[np.int32]],
     settings: str,
     learning: Literal["nothing", "order", "size"],
     state_at: int | None = None,
@@ -476,7 +485,8 @@ def check_history(
         blocks: ``address`` (uint64), ``size``, ``requested``, ``slack`` (int64), ``pending``
             (uint8), in order of addresses.
         entries: ``action`` (uint8), ``address`` (uint64), ``size`` (int64), ``stream`` (int32).
-        first_private: streams from here on stand for those of private pools.
+        lanes: ``stream`` and ``pool`` of each lane, whose numbers the others have in ``stream``;
+            empty where these are streams, all of the default pool.
         settings: ``key:value,key:value``.
         learning: ``nothing``, or take the record's word where the starting state leaves room: one
             of two equal blocks came first in ``order``, or the other's ``size`` was smaller.

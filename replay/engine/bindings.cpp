@@ -212,6 +212,8 @@ nb::object blocks_dict(const std::optional<std::vector<BlockRow>>& blocks) {
   segment_columns["expandable"] = numpy_of(
       segments, [](const BlockView& v) { return static_cast<std::uint8_t>(v.expandable); });
   segment_columns["stream"] = numpy_of(segments, [](const BlockView& v) { return v.stream; });
+  segment_columns["private_pool"] =
+      numpy_of(segments, [](const BlockView& v) { return v.private_pool; });
   nb::list pools;
   for (const BlockView& segment : segments) {
     pools.append(nb::str(segment.pool.data(), segment.pool.size()));
@@ -244,6 +246,7 @@ nb::dict journal_dict(const std::vector<JournalEntry>& entries) {
   columns["address"] = numpy_of(entries, [](const JournalEntry& e) { return e.address; });
   columns["size"] = numpy_of(entries, [](const JournalEntry& e) { return e.size; });
   columns["stream"] = numpy_of(entries, [](const JournalEntry& e) { return e.stream; });
+  columns["pool"] = numpy_of(entries, [](const JournalEntry& e) { return e.pool; });
   columns["event"] = numpy_of(entries, [](const JournalEntry& e) { return e.event; });
   return columns;
 }
@@ -479,9 +482,11 @@ NB_MODULE(_engine, m) {
   nb::class_<PyEvents>(m, "Events")
       .def(nb::init<Column<std::uint8_t>, Column<std::int32_t>, Column<std::int64_t>,
                     Column<std::int32_t>, Column<std::int32_t>, std::int32_t,
-                    std::optional<Column<std::int32_t>>, std::optional<Column<std::int64_t>>>(),
+                    std::optional<Column<std::int32_t>>, std::optional<Column<std::int64_t>>,
+                    const LaneColumn&, const LaneColumn&>(),
            "op"_a, "slot"_a, "size"_a, "stream"_a, "thread"_a, "slot_count"_a,
-           "step"_a = nb::none(), "value"_a = nb::none())
+           "step"_a = nb::none(), "value"_a = nb::none(), "lane_stream"_a = nb::none(),
+           "lane_pool"_a = nb::none())
       .def("__len__", [](const PyEvents& events) { return events.events.count(); });
 
   nb::class_<PyReplay>(m, "Replay")

@@ -5,6 +5,7 @@
 
 #include "allocators/history_check.h"
 #include "bindings_columns.h"
+#include "bindings_events.h"
 #include "core/errors.h"
 
 using namespace nanobind::literals;
@@ -76,7 +77,8 @@ nb::dict held_segments(const std::vector<HeldSegment>& segments) {
   nb::dict columns;
   columns["address"] = numpy_of(segments, [](const HeldSegment& s) { return s.address; });
   columns["size"] = numpy_of(segments, [](const HeldSegment& s) { return s.size; });
-  columns["stream"] = numpy_of(segments, [](const HeldSegment& s) { return s.stream; });
+  columns["stream"] = numpy_of(segments, [](const HeldSegment& s) { return s.lane.stream; });
+  columns["pool"] = numpy_of(segments, [](const HeldSegment& s) { return s.lane.pool; });
   columns["is_small"] = numpy_of(
       segments, [](const HeldSegment& s) { return static_cast<std::uint8_t>(s.is_small); });
   columns["is_expandable"] = numpy_of(
@@ -107,10 +109,11 @@ caching::Learning learning_of(const std::string& name) {
 }
 
 nb::dict check_history(const nb::dict& segments, const nb::dict& blocks, const nb::dict& entries,
-                       std::int32_t first_private, const std::string& settings,
+                       const nb::dict& lanes, const std::string& settings,
                        const std::string& learning, std::optional<std::size_t> state_at) {
-  const caching::History history = {segments_of(segments), blocks_of(blocks), entries_of(entries),
-                                    first_private};
+  const caching::History history = {
+      segments_of(segments), blocks_of(blocks), entries_of(entries),
+      lanes_of(column<std::int32_t>(lanes, "stream"), column<std::int32_t>(lanes, "pool"))};
   HistoryResult result;
   {
     const nb::gil_scoped_release release;
@@ -142,7 +145,7 @@ nb::dict check_history(const nb::dict& segments, const nb::dict& blocks, const n
 
 void bind_history(nb::module_& m) {
   m.def("check_history", &check_history, "segments"_a, "blocks"_a, "entries"_a, nb::kw_only(),
-        "first_private"_a, "settings"_a, "learning"_a, "state_at"_a = nb::none());
+        "lanes"_a, "settings"_a, "learning"_a, "state_at"_a = nb::none());
 }
 
 }  // namespace workbench

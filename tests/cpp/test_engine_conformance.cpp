@@ -239,6 +239,60 @@ TEST(nothing_is_reserved_after_freeing_everything_and_empty_cache) {
   });
 }
 
+TEST(private_pools_and_captures_lose_nothing) {
+  for_every_subject(kCapacity, [](Subject& subject) {
+    // Two streams' parts of the default pool and of two private ones.
+    const std::vector<PoolStream> lanes = {{0, 0}, {1, 0}, {0, 1}, {1, 1}, {0, 2}, {1, 2}};
+    Allocator& allocator = subject.allocator();
+    allocator.prepare({.lanes = lanes});
+    std::mt19937 random(13);
+    int captures = 0;
+    for (int i = 0; i < 1000; ++i) {
+      const auto choice = random() % 100;
+      const auto pool = random() % 2;
+      auto& live = subject.live();
+      if (choice < 45 || live.empty()) {
+        const std::size_t lane = random() % lanes.size();
+        subject.allocate(random_size(random), allocator.takes_lanes() ? static_cast<StreamId>(lane)
+                                                                      : lanes[lane].stream);
+      } else if (choice < 85) {
+        subject.free(random() % live.size());
+      } else if (choice < 90) {
+        allocator.record_stream(live[random() % live.size()].handle,
+                                static_cast<StreamId>(random() % kStreams));
+      } else if (choice < 92) {
+        allocator.pool_begin(static_cast<PoolId>(pool) + 1);
+        allocator.pool_end(static_cast<PoolId>(pool) + 1);
+      } else if (choice < 94) {
+        allocator.pool_release(static_cast<PoolId>(pool) + 1);
+      } else if (choice < 96 && captures == 0) {
+        allocator.capture_begin(0);
+        captures = 1;
+      } else if (choice < 98 && captures == 1) {
+        allocator.capture_end(0);
+        captures = 0;
+      } else {
+        allocator.empty_cache();
+      }
+      subject.check_statistics();
+      if (i % 50 == 0) subject.check_blocks();
+    }
+    if (captures == 1) allocator.capture_end(0);
+    for (const PoolId pool : {1, 2}) {
+      for (int i = 0; i < 1000; ++i) allocator.pool_release(pool);
+    }
+    subject.free_all();
+    // What waited for the end of captures is looked at now.
+    if (subject.allocate(512, 0)) subject.free_all();
+    subject.backend().progress().synchronize(kAllStreams);
+    allocator.empty_cache();
+    const Statistics end = allocator.statistics();
+    CHECK(end.active == 0 && end.allocated == 0 && end.requested == 0);
+    CHECK(subject.keeps() || end.reserved == 0);
+    CHECK(subject.backend().used() == end.reserved);
+  });
+}
+
 TEST(an_allocator_that_ends_gives_everything_back) {
   for (const AllocatorEntry& allocator : allocator_registry().entries()) {
     for (const BackendEntry& backend : backend_registry().entries()) {

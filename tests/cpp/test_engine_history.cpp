@@ -35,7 +35,6 @@ void free_at_once(History& history, std::uint64_t address, Bytes size) {
 // Takes 20 MiB, uses some, frees and uses them again: what is left of 5 MiB is too little to split.
 History by_hand() {
   History history;
-  history.first_private = 1;
   history.entries = {
       {Action::kSegmentAlloc, at(0), mib(20), 0}, {Action::kAlloc, at(0), mib(5), 0},
       {Action::kAlloc, at(5), mib(3) - 100, 0},   {Action::kFreeRequested, at(0), mib(5), 0},
@@ -97,7 +96,6 @@ TEST(each_contradiction_is_reported_at_its_entry) {
 // Three equal segments, free, of which the first request takes the last.
 History tied() {
   History history;
-  history.first_private = 1;
   for (const double place : {0, 20, 40}) {
     history.segments.push_back({at(place), mib(20), 0, false, false});
   }
@@ -120,7 +118,6 @@ TEST(the_order_of_segments_is_learned_from_a_tie) {
 // 20 MiB: a block of 8 MiB that holds 0.5 MiB more, then 11.5 MiB.
 History with_slack() {
   History history;
-  history.first_private = 1;
   history.segments = {{at(0), mib(20), 0, false, false}, {at(40), mib(22), 0, false, false}};
   history.blocks = {{at(0), 0, mib(8), false, 0}};
   return history;
@@ -216,7 +213,8 @@ TEST(a_history_may_begin_in_the_middle_of_a_request) {
 
 TEST(segments_of_private_pools_are_not_cached_ones) {
   History history = tied();
-  history.segments[1].stream = 1;  // first_private
+  history.lanes = {{0, 0}, {0, 1}};
+  history.segments[1].stream = 1;
   history.entries.resize(2);
   history.entries.push_back({Action::kSegmentFree, at(0), mib(20), 0});
   history.entries.push_back({Action::kSegmentFree, at(40), mib(20), 0});
@@ -252,7 +250,6 @@ TEST(frees_and_segments_name_what_they_are_of) {
   CHECK(!run(history).difference);
   for (const std::size_t entry : {std::size_t{0}, std::size_t{1}, std::size_t{2}}) {
     History changed = history;
-    changed.first_private = 2;
     changed.entries[entry].stream = 1;
     CHECK(run(changed).difference.has_value());
   }
@@ -318,7 +315,6 @@ TEST(starting_states_that_none_can_have_are_refused) {
 
 TEST(many_streams_and_many_segments_are_a_matter_of_moments) {
   History history;
-  history.first_private = 65536;
   for (std::int32_t i = 0; i < 65536; ++i) {
     const std::uint64_t address = at(2.0 * i);
     history.entries.push_back({Action::kSegmentAlloc, address, mib(2), i});
@@ -327,7 +323,7 @@ TEST(many_streams_and_many_segments_are_a_matter_of_moments) {
   HistoryResult result = run(history);
   CHECK(!result.difference && result.segments.size() == 65536);
   history = {};
-  history.first_private = 1;
+  history.lanes = {{0, 0}, {0, 1}};
   for (std::int32_t i = 0; i < 100000; ++i) {
     history.segments.push_back({at(2.0 * i), mib(2), 1, true, false});
   }

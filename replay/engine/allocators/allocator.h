@@ -47,13 +47,14 @@ struct BlockView {
   std::uint64_t segment_address;
   Bytes segment_size;
   StreamId stream;
-  std::string_view pool;
-  bool expandable;  // then segment_size is what has memory, and offsets may lie beyond it
+  std::string_view pool;  // of sizes
+  bool expandable;        // then segment_size is what has memory, and offsets may lie beyond it
   std::uint64_t offset;
   Bytes size;
   Bytes requested;
   BlockState state;
   const void* handle;
+  PoolId private_pool = kDefaultPool;
 };
 
 struct Program;
@@ -82,7 +83,8 @@ class Allocator {
   Allocator(const Allocator&) = delete;
   Allocator& operator=(const Allocator&) = delete;
 
-  // The fast path: what the replayer calls, trusted to be right.
+  // The fast path: what the replayer calls, trusted to be right. `stream` is a lane's number where
+  // the allocator takes lanes and Events::lanes has some.
   virtual Allocation allocate(Bytes size, StreamId stream, ThreadId thread) = 0;
   virtual void free(void* handle, ThreadId thread) = 0;
   virtual void record_stream(void*, StreamId) {}
@@ -95,6 +97,11 @@ class Allocator {
   virtual void capture_begin(StreamId) {}
   virtual void capture_end(StreamId) {}
   virtual void set_fraction(std::int64_t) {}
+  // Allocations begin to be made in a private pool, and end to; one of those who began to has no
+  // use for it any more.
+  virtual void pool_begin(PoolId) {}
+  virtual void pool_end(PoolId) {}
+  virtual void pool_release(PoolId) {}
 
   // The checked path: by address, as slow as it needs to be. Throws DoubleFreeError or
   // ForeignPointerError and leaves the state unchanged.
@@ -134,6 +141,9 @@ class Allocator {
   // What it is going to serve; called once by a replay, before anything else and outside of any
   // measured time.
   virtual void prepare(const Events&) {}
+  // Whether allocations in private pools are told by their lanes, as prepare() is; else by the
+  // lanes' streams.
+  virtual bool takes_lanes() const { return false; }
   // The program begins (again), or comes to an end: the frees that follow are not its own.
   virtual void program_begins() {}
   virtual void program_ends() {}
@@ -155,8 +165,9 @@ class Allocator {
     return backend_.last_faulted() ? Cause::kPageFault : Cause::kDriverCall;
   }
 
-  void write_journal(Action action, std::uint64_t address, Bytes size, StreamId stream) {
-    if (journal_ != nullptr) journal_->add(action, address, size, stream);
+  void write_journal(Action action, std::uint64_t address, Bytes size, StreamId stream,
+                     PoolId pool = kDefaultPool) {
+    if (journal_ != nullptr) journal_->add(action, address, size, stream, pool);
   }
 
   Backend& backend_;

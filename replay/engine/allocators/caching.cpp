@@ -37,7 +37,7 @@ Allocation Caching::allocate(Bytes requested, StreamId stream, ThreadId) {
   cause_ = Cause::kServedFromCache;
   if (requested >= kEiB) [[unlikely]]
     return Allocation::refused();
-  if (!pending_streams_.empty()) process_events();
+  if (events_due_) process_events(stream);
   const Bytes size = round_request(requested);
   Pool& pool = pools_[size <= kLargestSmall ? 1 : 0];  // rule 2
   Lane& lane = lane_of(pool, stream);
@@ -86,7 +86,12 @@ void Caching::free(void* handle, ThreadId) {
     become_free(block);
   } else {
     cause_ = Cause::kEventProcessing;
-    wait_for_streams(block);
+    if (capturing()) {
+      defer(block);
+    } else {
+      if (!used_in_capture_.empty()) used_in_capture_.erase(&block);
+      wait_for_streams(block);
+    }
   }
 }
 
@@ -94,10 +99,11 @@ void Caching::record_stream(void* handle, StreamId stream) {
   Block& block = *static_cast<Block*>(handle);
   cause_ = Cause::kServedFromCache;
   std::vector<StreamId>& streams = block.used_streams;
-  if (stream != block.segment->lane->stream &&
-      std::find(streams.begin(), streams.end(), stream) == streams.end()) {
+  if (stream == block.segment->lane->stream) return;
+  if (std::find(streams.begin(), streams.end(), stream) == streams.end()) {
     streams.push_back(stream);
   }
+  if (capturing()) note_used_in_capture(block, stream);
 }
 
 void Caching::empty_cache() {
@@ -105,16 +111,22 @@ void Caching::empty_cache() {
   release_cached();
 }
 
-Lane& Caching::add_lane(Pool& pool, StreamId stream) {
-  const auto index = static_cast<std::size_t>(stream);
+void Caching::prepare(const Events& events) {
+  told_lanes_.assign(events.lanes.begin(), events.lanes.end());
+}
+
+Lane& Caching::add_lane(Pool& pool, std::int32_t number) {
+  const auto index = static_cast<std::size_t>(number);
   if (index >= pool.lanes.size()) pool.lanes.resize(index + 1);
-  lanes_.push_back(std::make_unique<Lane>(Lane{&pool, stream, {}, nullptr, false}));
+  const PoolStream of = told(number);
+  PrivatePool* const owner = of.pool == kDefaultPool ? nullptr : &private_pool(of.pool);
+  lanes_.push_back(std::make_unique<Lane>(Lane{&pool, of.stream, {}, nullptr, owner}));
   pool.lanes[index] = lanes_.back().get();
   return *lanes_.back();
 }
 
 Block* Caching::best_fit(Lane& lane, Bytes size) {
-  if (settings_.collects_garbage()) ++lane.pool->look_ups;
+  if (settings_.collects_garbage() && lane.private_pool == nullptr) ++lane.pool->look_ups;
   Block* block = lane.free.find(size);
   if (block == nullptr) return nullptr;
   if (settings_.expandable_segments) {
@@ -190,9 +202,15 @@ void Caching::wait_for_streams(Block& block) {
     ++block.pending_events;
   }
   block.used_streams.clear();
+  events_due_ = true;
 }
 
-void Caching::process_events() {
+void Caching::process_events(std::int32_t lane) {
+  if (capturing()) {
+    if (settings_.reuses_in_capture) end_safe_deferrals(told(lane).stream);
+    return;
+  }
+  end_deferral();
   bool emptied = false;
   for (const std::size_t stream : pending_streams_) {
     PendingQueue& queue = pending_[stream];
@@ -205,10 +223,12 @@ void Caching::process_events() {
   if (emptied) {
     std::erase_if(pending_streams_, [&](std::size_t stream) { return pending_[stream].empty(); });
   }
+  events_due_ = !pending_streams_.empty();
 }
 
 void Caching::synchronize_events() {
   ++shared_.synchronizations;
+  end_deferral();
   for (const std::size_t stream : pending_streams_) {
     PendingQueue& queue = pending_[stream];
     while (!queue.empty()) {
@@ -217,14 +237,20 @@ void Caching::synchronize_events() {
     }
   }
   pending_streams_.clear();
+  events_due_ = false;
 }
 
 void Caching::complete_first(PendingQueue& queue) {
   Block& block = *queue.front().block;
   queue.pop();
+  end_wait(block);
+}
+
+void Caching::end_wait(Block& block) {
   if (--block.pending_events > 0) return;
-  write_journal(Action::kFreeCompleted, block.address, block.requested,
-                block.segment->lane->stream);
+  const Lane& lane = *block.segment->lane;
+  write_journal(Action::kFreeCompleted, block.address, block.requested, lane.stream,
+                lane.private_number());
   become_free(block);
 }
 

@@ -3,14 +3,18 @@
 
 #include <array>
 #include <bit>
+#include <map>
 #include <memory>
+#include <set>
 #include <string>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "allocators/caching_blocks.h"
 #include "allocators/caching_settings.h"
 #include "allocators/recycled.h"
+#include "allocators/stream_order.h"
 #include "allocators/walk.h"
 
 namespace workbench::caching {
@@ -30,6 +34,20 @@ class Caching final : public Replayed<Caching> {
   void free(void* handle, ThreadId) override;
   void record_stream(void* handle, StreamId stream) override;
   void empty_cache() override;
+  void prepare(const Events& events) override;
+  bool takes_lanes() const override { return true; }
+
+  // caching_private.cpp: private pools and captures, rules 15 and 16.
+  void pool_begin(PoolId number) override;
+  void pool_end(PoolId number) override;
+  void pool_release(PoolId number) override;
+  void capture_begin(StreamId stream) override;
+  void capture_end(StreamId) override;
+  void event_record(std::size_t event, StreamId stream) override;
+  void event_wait(std::size_t event, StreamId stream) override;
+  void program_begins() override;
+  void program_ends() override;
+
   bool delays_free(const void* handle) const override;
 
   // caching_report.cpp: what it says of itself.
@@ -70,13 +88,13 @@ class Caching final : public Replayed<Caching> {
     return round_up(size, kSegmentUnit);
   }
 
-  Lane& lane_of(Pool& pool, StreamId stream) {
-    const auto index = static_cast<std::size_t>(stream);
+  Lane& lane_of(Pool& pool, std::int32_t number) {
+    const auto index = static_cast<std::size_t>(number);
     Lane* const lane = index < pool.lanes.size() ? pool.lanes[index] : nullptr;
-    return lane != nullptr ? *lane : add_lane(pool, stream);
+    return lane != nullptr ? *lane : add_lane(pool, number);
   }
 
-  Lane& add_lane(Pool& pool, StreamId stream);
+  Lane& add_lane(Pool& pool, std::int32_t number);
   // Rule 5.
   Block* best_fit(Lane& lane, Bytes size);
   // A block in no tree becomes the program's, without what rule 6 splits off.
@@ -141,10 +159,27 @@ class Caching final : public Replayed<Caching> {
 
   // One CUDA event on each stream that used the block.
   void wait_for_streams(Block& block);
-  // Rule 4.
-  void process_events();
+  // Rule 4, before an allocation in a lane.
+  void process_events(std::int32_t lane);
   void synchronize_events();
   void complete_first(PendingQueue& queue);
+  // For one of its CUDA events, or for the end of captures.
+  void end_wait(Block& block);
+
+  PrivatePool& private_pool(PoolId number);
+  bool capturing() const { return captures_ > 0; }
+  void end_capture();
+  void note_used_in_capture(const Block& block, StreamId stream);
+  // The block's free waits for the end of all captures.
+  void defer(Block& block);
+  void end_deferral();
+  // Of blocks of a stream that is captured and has waited for all others that used them.
+  void end_safe_deferrals(StreamId stream);
+  bool is_captured(StreamId stream) const { return captured_streams_.contains(stream); }
+  PoolStream told(std::int32_t lane) const {
+    return told_lanes_.empty() ? PoolStream{lane, kDefaultPool}
+                               : told_lanes_.at(static_cast<std::size_t>(lane));
+  }
 
   // caching_segments.cpp: what it takes from the device and gives back.
   // Rule 7. In no tree; null, and counted, where memory ran out.
@@ -162,6 +197,7 @@ class Caching final : public Replayed<Caching> {
   bool release_available(Lane& lane, Bytes size);
   // Rule 10.
   void release_cached();
+  void release_free(Lane& lane);
 
   // caching_expandable.cpp
   // Rule 12: a run of free blocks of an expandable segment, made one block with memory.
@@ -198,6 +234,22 @@ class Caching final : public Replayed<Caching> {
     (all_.*what).remove(amount);
   }
 
+  void add_reserved(Lane& lane, Bytes bytes) {
+    add(*lane.pool, &PoolCounters::reserved_bytes, bytes);
+    if (lane.private_pool != nullptr) {
+      lane.private_pool->reserved[0].add(bytes);
+      lane.private_pool->reserved[lane.pool->is_small ? 2 : 1].add(bytes);
+    }
+  }
+
+  void remove_reserved(Lane& lane, Bytes bytes) {
+    remove(*lane.pool, &PoolCounters::reserved_bytes, bytes);
+    if (lane.private_pool != nullptr) {
+      lane.private_pool->reserved[0].remove(bytes);
+      lane.private_pool->reserved[lane.pool->is_small ? 2 : 1].remove(bytes);
+    }
+  }
+
   void change(Pool& pool, Counter PoolCounters::* what, std::int64_t amount) {
     if (amount > 0) {
       add(pool, what, amount);
@@ -222,6 +274,19 @@ class Caching final : public Replayed<Caching> {
   std::uint64_t next_position_ = 0;
   std::vector<PendingQueue> pending_;         // by stream
   std::vector<std::size_t> pending_streams_;  // those that are not empty, ascending
+  bool events_due_ = false;  // whether blocks wait for CUDA events or for the end of captures
+
+  std::vector<PoolStream> told_lanes_;  // by number; empty: numbers are streams
+  std::map<PoolId, PrivatePool> private_pools_;
+  std::int64_t captures_ = 0;  // under way
+  std::vector<Deferred> deferred_;
+  // The streams recorded during captures on blocks that the program has.
+  std::unordered_map<const Block*, std::vector<StreamId>> used_in_capture_;
+  // What is captured, where blocks are reused meanwhile.
+  std::set<StreamId> captured_streams_;
+  std::set<std::size_t> captured_events_;
+  StreamOrder captured_order_;
+  std::uint64_t captured_position_ = 0;
 };
 
 }  // namespace workbench::caching

@@ -1,14 +1,17 @@
-// The parts of the caching allocator's state: pools, their streams, segments, blocks.
+// The parts of the caching allocator's state: pools, their lanes, segments, blocks.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "allocators/caching_counters.h"
 #include "allocators/free_blocks.h"
 #include "backends/stream_progress.h"
+#include "core/events.h"
 #include "core/units.h"
 
 namespace workbench::caching {
@@ -65,19 +68,38 @@ struct Pool {
   Pool(bool small, Bytes least_rest) : is_small(small), smallest_rest(least_rest) {}
 
   const bool is_small;
-  const Bytes smallest_rest;  // what a split must leave: rule 6
-  PoolCounters counters;
-  std::uint64_t look_ups = 0;  // counted while garbage is collected
-  std::vector<Lane*> lanes;    // by stream; null where nothing was asked for yet
+  const Bytes smallest_rest;   // what a split must leave: rule 6
+  PoolCounters counters;       // with those of private pools
+  std::uint64_t look_ups = 0;  // counted while garbage is collected, without private pools
+  std::vector<Lane*> lanes;    // by number; null where nothing was asked for yet
 };
 
-// One stream's part of a pool.
+// Rule 15. Whoever began to allocate in it uses it until they release it.
+struct PrivatePool {
+  PoolId number;
+  std::int64_t uses;  // at 0 its cached segments may be given back
+  bool was_there;     // before the program began, as far as that is told
+  // Bytes of its segments: of both kinds of pool, then of the large and of the small one.
+  std::array<Counter, 3> reserved = {};
+};
+
+// One stream's part of a pool, or of a private one's.
 struct Lane {
   Pool* pool;
   StreamId stream;
   FreeBlocks<Block> free;
-  Block* unmapped;          // root of an UnmappedTree
-  bool is_private = false;  // keeps its segments when cached ones are released
+  Block* unmapped;            // root of an UnmappedTree
+  PrivatePool* private_pool;  // null: it is of the default ones
+  PoolId private_number() const {
+    return private_pool == nullptr ? kDefaultPool : private_pool->number;
+  }
+};
+
+// A free that waits for the end of all captures.
+struct Deferred {
+  Block* block;
+  bool is_captured;  // all streams that use the block are; then how far each of the others was
+  std::vector<std::pair<StreamId, std::uint64_t>> used_up_to;
 };
 
 // CUDA events of one stream, oldest first.

@@ -7,13 +7,6 @@
 namespace workbench::caching {
 namespace {
 
-void add_counter(NamedNumbers& numbers, const std::string& name, const Counter& counter) {
-  numbers.emplace_back(name + ".current", counter.current);
-  numbers.emplace_back(name + ".peak", counter.peak);
-  numbers.emplace_back(name + ".allocated", counter.allocated);
-  numbers.emplace_back(name + ".freed", counter.allocated - counter.current);
-}
-
 constexpr std::array<std::pair<std::string_view, Counter PoolCounters::*>, 9> kNames = {{
     {"allocation", &PoolCounters::allocation},
     {"allocated_bytes", &PoolCounters::allocated_bytes},
@@ -27,6 +20,13 @@ constexpr std::array<std::pair<std::string_view, Counter PoolCounters::*>, 9> kN
 }};
 
 }  // namespace
+
+void add_counter(NamedNumbers& numbers, const std::string& name, const Counter& counter) {
+  numbers.emplace_back(name + ".current", counter.current);
+  numbers.emplace_back(name + ".peak", counter.peak);
+  numbers.emplace_back(name + ".allocated", counter.allocated);
+  numbers.emplace_back(name + ".freed", counter.allocated - counter.current);
+}
 
 NamedNumbers torch_statistics(const PoolCounters& all, const PoolCounters& large,
                               const PoolCounters& small, const SharedCounters& shared,

@@ -53,6 +53,8 @@ struct SharedCounters {
 
 using NamedNumbers = std::vector<std::pair<std::string, std::int64_t>>;
 
+void add_counter(NamedNumbers& numbers, const std::string& name, const Counter& counter);
+
 // The flat dictionary of torch.cuda.memory_stats, sorted by name. `all` has currents and peaks
 // only.
 NamedNumbers torch_statistics(const PoolCounters& all, const PoolCounters& large,

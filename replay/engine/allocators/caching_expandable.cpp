@@ -50,7 +50,7 @@ Block* Caching::map_pages(Block& unmapped, Bytes size) {
   Lane& lane = *segment.lane;
   const Bytes bytes = round_up(size, page_of(lane));
   if (!backend_.map(unmapped.address, bytes)) return nullptr;
-  write_journal(Action::kSegmentMap, unmapped.address, bytes, lane.stream);
+  write_journal(Action::kSegmentMap, unmapped.address, bytes, lane.stream, lane.private_number());
   UnmappedTree::remove(lane.unmapped, unmapped);
   if (bytes < unmapped.size) UnmappedTree::add(lane.unmapped, cut(unmapped, bytes));
   unmapped.mapped = true;
@@ -66,7 +66,7 @@ Block* Caching::map_pages(Block& unmapped, Bytes size) {
   }
   add_to_free(*block);
   segment.mapped += bytes;
-  add(*lane.pool, &PoolCounters::reserved_bytes, bytes);
+  add_reserved(lane, bytes);
   ++shared_.device_allocs;
   return block;
 }
@@ -88,9 +88,10 @@ void Caching::unmap_pages(Block& free_block) {
   if (block->size > end - begin) add_to_free(cut(*block, end - begin));
   backend_.unmap(block->address, block->size);
   segment.mapped -= block->size;
-  remove(*lane.pool, &PoolCounters::reserved_bytes, block->size);
+  remove_reserved(lane, block->size);
   ++shared_.device_frees;
-  write_journal(Action::kSegmentUnmap, block->address, block->size, lane.stream);
+  write_journal(Action::kSegmentUnmap, block->address, block->size, lane.stream,
+                lane.private_number());
   block->mapped = false;
   if (block->after != nullptr && !block->after->mapped) {
     UnmappedTree::remove(lane.unmapped, *block->after);

@@ -24,7 +24,8 @@ void Caching::visit(const std::function<void(const BlockView&)>& visitor) const 
       visitor({segment->number, segment->address, segment->mapped, segment->lane->stream,
                segment->lane->pool->is_small ? "small" : "large", segment->expandable,
                block->address - segment->address, block->size,
-               block->is_free() ? 0 : block->requested, state, block});
+               block->is_free() ? 0 : block->requested, state, block,
+               segment->lane->private_number()});
     }
   }
 }
@@ -64,8 +65,19 @@ Statistics Caching::statistics() const {
 }
 
 std::vector<std::pair<std::string, std::int64_t>> Caching::torch_statistics() const {
-  return caching::torch_statistics(all_, pools_[0].counters, pools_[1].counters, shared_,
-                                   settings_.max_split == kNoLimit ? -1 : settings_.max_split);
+  NamedNumbers numbers =
+      caching::torch_statistics(all_, pools_[0].counters, pools_[1].counters, shared_,
+                                settings_.max_split == kNoLimit ? -1 : settings_.max_split);
+  for (const auto& [number, pool] : private_pools_) {
+    if (pool.reserved[0].allocated == 0) continue;
+    // PyTorch names a pool by a pair of numbers.
+    const std::string name = "reserved_bytes_by_private_pools.0_" + std::to_string(number) + ".";
+    add_counter(numbers, name + "all", pool.reserved[0]);
+    add_counter(numbers, name + "large_pool", pool.reserved[1]);
+    add_counter(numbers, name + "small_pool", pool.reserved[2]);
+  }
+  std::sort(numbers.begin(), numbers.end());
+  return numbers;
 }
 
 std::vector<std::string> Caching::warnings() const { return settings_.warnings; }

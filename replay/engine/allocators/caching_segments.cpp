@@ -16,7 +16,7 @@ Block* Caching::fresh_block(Lane& lane, Bytes size) {
   if (block != nullptr) return block;
   cause_ = Cause::kRetryAfterFlush;
   if (release_available(lane, size)) block = new_segment(lane, size);
-  if (block == nullptr) {
+  if (block == nullptr && !capturing()) {
     release_cached();
     ++shared_.retries;
     block = new_segment(lane, size);
@@ -34,10 +34,10 @@ Block* Caching::new_segment(Lane& lane, Bytes size) {
   Segment& segment = add_segment(lane, address, bytes, false);
   segment.mapped = bytes;
   add(*lane.pool, &PoolCounters::segment, 1);
-  add(*lane.pool, &PoolCounters::reserved_bytes, bytes);
+  add_reserved(lane, bytes);
   if (bytes >= settings_.max_split) shared_.oversize_segments.add(1);
   ++shared_.device_allocs;
-  write_journal(Action::kSegmentAlloc, address, bytes, lane.stream);
+  write_journal(Action::kSegmentAlloc, address, bytes, lane.stream, lane.private_number());
   return segment.first;
 }
 
@@ -72,10 +72,11 @@ void Caching::release_segment(Block& block) {
   segment.lane->free.remove(block);
   backend_.release(segment.address, segment.size);
   remove(*segment.lane->pool, &PoolCounters::segment, 1);
-  remove(*segment.lane->pool, &PoolCounters::reserved_bytes, segment.size);
+  remove_reserved(*segment.lane, segment.size);
   if (block.size >= settings_.max_split) shared_.oversize_segments.remove(1);
   ++shared_.device_frees;
-  write_journal(Action::kSegmentFree, segment.address, segment.size, segment.lane->stream);
+  write_journal(Action::kSegmentFree, segment.address, segment.size, segment.lane->stream,
+                segment.lane->private_number());
   remove_segment(segment);
 }
 
@@ -87,7 +88,7 @@ void Caching::collect_garbage() {
   std::vector<Block*> whole;
   double total_age = 0;
   for (Lane* const lane : pools_[0].lanes) {
-    if (lane == nullptr) continue;
+    if (lane == nullptr || lane->private_pool != nullptr) continue;
     for (Block* block = lane->free.first(); block != nullptr; block = lane->free.next(*block)) {
       if (block->is_split()) continue;
       whole.push_back(block);
@@ -130,22 +131,34 @@ bool Caching::release_available(Lane& lane, Bytes size) {
 }
 
 void Caching::release_cached() {
-  synchronize_events();
+  if (!capturing()) {
+    synchronize_events();
+    for (Pool& pool : pools_) {
+      for (Lane* const lane : pool.lanes) {
+        if (lane != nullptr && lane->private_pool == nullptr) release_free(*lane);
+      }
+    }
+  }
+  for (const auto& [number, owner] : private_pools_) {
+    if (owner.uses > 0) continue;
+    for (Pool* const pool : {&pools_[1], &pools_[0]}) {
+      for (Lane* const lane : pool->lanes) {
+        if (lane != nullptr && lane->private_pool == &owner) release_free(*lane);
+      }
+    }
+  }
+}
+
+void Caching::release_free(Lane& lane) {
   std::vector<Block*> chosen;
-  for (Pool& pool : pools_) {
-    for (Lane* const lane : pool.lanes) {
-      if (lane == nullptr || lane->is_private) continue;
-      chosen.clear();
-      for (Block* block = lane->free.first(); block != nullptr; block = lane->free.next(*block)) {
-        if (block->segment->expandable || !block->is_split()) chosen.push_back(block);
-      }
-      for (Block* const block : chosen) {
-        if (block->segment->expandable) {
-          unmap_pages(*block);
-        } else {
-          release_segment(*block);
-        }
-      }
+  for (Block* block = lane.free.first(); block != nullptr; block = lane.free.next(*block)) {
+    if (block->segment->expandable || !block->is_split()) chosen.push_back(block);
+  }
+  for (Block* const block : chosen) {
+    if (block->segment->expandable) {
+      unmap_pages(*block);
+    } else {
+      release_segment(*block);
     }
   }
 }

@@ -120,7 +120,7 @@ CachingSettings::CachingSettings(const Settings& settings) {
     if (!address_order && *rules != "2.13") settings.refuse("rules", "give 2.13 or address-order");
   }
   settings.boolean("release_lock_on_cudamalloc");
-  settings.boolean("graph_capture_record_stream_reuse");
+  reuses_in_capture = settings.boolean("graph_capture_record_stream_reuse").value_or(false);
   if (const auto backend = settings.find("backend")) {
     if (*backend == "cudaMallocAsync") {
       settings.refuse("backend", "that is the allocator async, not this one");
@@ -189,7 +189,9 @@ const std::vector<SettingHelp>& caching_settings_help() {
       {"throw_on_cudamalloc_oom",
        "True: fail at once where a new segment would pass the allowed memory; False by default"},
       {"release_lock_on_cudamalloc", "True or False; moves no bytes"},
-      {"graph_capture_record_stream_reuse", "True or False; moves no bytes outside capture"},
+      {"graph_capture_record_stream_reuse",
+       "True: blocks that other streams used are free for their own stream before a capture ends, "
+       "once it has waited for those; False by default"},
       {"backend", "native"},
       {"rules",
        "of ours, not PyTorch's: 2.13, or address-order for releases before mid-2026, which broke "

@@ -23,6 +23,7 @@ struct CachingSettings {
   std::array<Bytes, 16> roundup_divisions{};
   bool expandable_segments = false;
   bool throw_on_oom = false;
+  bool reuses_in_capture = false;
   // Before mid-2026 PyTorch broke ties between free blocks of a size by their addresses, and not
   // by the numbers of their segments.
   bool address_order = false;

@@ -35,7 +35,7 @@ HistoryCheck::HistoryCheck(const History& history, const std::string& settings, 
       learning_(learning),
       state_at_(state_at.value_or(history.entries.size() - 1)),
       allocator_(device_, Settings(settings, "caching", caching_settings_help())) {
-  if (history.first_private < 1) throw InputError("first_private is below 1");
+  allocator_.told_lanes_ = history.lanes;
   check_memory();
   restore();
   if (learns()) learn_slacks();
@@ -115,7 +115,7 @@ void HistoryCheck::check_free(std::size_t entry, const Block& block) {
   if (recorded.size != block.requested) {
     differ(entry, "frees another size than was allocated", block.address, block.requested);
   }
-  if (stream_itself(recorded.stream) != stream_itself(block.segment->lane->stream)) {
+  if (told(recorded.stream).stream != block.segment->lane->stream) {
     differ(entry, "names another stream than the block's");
   }
 }
@@ -124,7 +124,7 @@ void HistoryCheck::take_due(std::size_t entry, StreamId stream) {
   device_.due = std::span(history_.entries).subspan(due_begin_, due_end_ - due_begin_);
   due_begin_ = due_end_ = 0;
   for (const RecordedEntry& due : device_.due) {
-    if (stream_itself(due.stream) != stream_itself(stream)) {
+    if (told(due.stream).stream != told(stream).stream) {
       differ(entry, "takes memory from the device for another stream");
     }
   }
@@ -385,8 +385,12 @@ void HistoryCheck::list_state() {
     bool runs_on = false;  // of an expandable one, each run of memory is a segment
     for (const Block* block = segment->first; block != nullptr; block = block->after) {
       if (block->mapped && !runs_on) {
-        result_.segments.push_back({block->address, 0, segment->lane->stream,
-                                    segment->lane->pool->is_small, segment->expandable});
+        const Lane& lane = *segment->lane;
+        result_.segments.push_back({block->address,
+                                    0,
+                                    {lane.stream, lane.private_number()},
+                                    lane.pool->is_small,
+                                    segment->expandable});
       }
       runs_on = block->mapped;
       if (!block->mapped) continue;

@@ -28,7 +28,7 @@ namespace workbench::caching {
 struct RecordedSegment {
   std::uint64_t address;
   Bytes size;
-  StreamId stream;
+  StreamId stream;  // or lane
   bool is_small;
   bool is_expandable;
 };
@@ -45,14 +45,14 @@ struct RecordedEntry {
   Action action;
   std::uint64_t address;
   Bytes size;
-  StreamId stream;
+  StreamId stream;  // or lane
 };
 
 struct History {
   std::vector<RecordedSegment> segments;  // in order of their creation
   std::vector<RecordedBlock> blocks;      // in order of addresses
   std::vector<RecordedEntry> entries;
-  StreamId first_private = 0;  // streams from here on stand for those of private pools
+  std::vector<PoolStream> lanes;  // by what the others call a stream; empty: they are streams
 };
 
 // Where the record and the allocator part. Addresses and sizes are 0 where there are none.
@@ -76,7 +76,7 @@ struct HeldBlock {
 struct HeldSegment {
   std::uint64_t address;
   Bytes size;
-  StreamId stream;
+  PoolStream lane;
   bool is_small;
   bool is_expandable;
 };
@@ -163,8 +163,10 @@ class HistoryCheck {
   void check_free(std::size_t entry, const Block& block);
   // What a request takes from the device is for its stream.
   void take_due(std::size_t entry, StreamId stream);
-  // Of a private pool's stream, the stream itself.
-  StreamId stream_itself(StreamId stream) const { return stream % history_.first_private; }
+  PoolStream told(std::int32_t lane) const {
+    if (history_.lanes.empty()) return {lane, kDefaultPool};
+    return history_.lanes[static_cast<std::size_t>(lane)];
+  }
   std::size_t complete(std::size_t entry);
   void allocate(std::size_t entry);
   // `found`, or what the first request got, had it looked for a free block before the history
@@ -179,6 +181,10 @@ class HistoryCheck {
   void refuse_rest(std::size_t entry);
   // A run of released segments and unmapped pages; where the next entry is.
   std::size_t release(std::size_t begin);
+  // The pages that lie wholly inside a block of an expandable segment: where they begin, and bytes.
+  std::pair<std::uint64_t, Bytes> whole_pages(const Block& block) const;
+  // Of a private pool, whose use nobody has any more.
+  bool unmap_private(const RecordedEntry& entry);
   bool release_all(std::span<const RecordedEntry> run, std::size_t begin);
   // Rule 9, for the request behind the run; and then perhaps all.
   bool release_some(std::span<const RecordedEntry> run, std::size_t begin, std::size_t request);

@@ -27,9 +27,9 @@ std::size_t HistoryCheck::release(std::size_t begin) {
   if (due_begin_ < due_end_) refuse_rest(begin);
   std::vector<RecordedEntry> run;
   for (std::size_t entry = begin; entry < end; ++entry) {
-    if (entries[entry].stream < history_.first_private) {
+    if (told(entries[entry].stream).pool == kDefaultPool) {
       run.push_back(entries[entry]);
-    } else if (collect({&entries[entry], 1})) {
+    } else if (collect({&entries[entry], 1}) || unmap_private(entries[entry])) {
       ++result_.pool_releases;
     } else {
       differ(entry, "releases a segment that is not wholly free");
@@ -47,6 +47,15 @@ std::size_t HistoryCheck::release(std::size_t begin) {
   return end;
 }
 
+std::pair<std::uint64_t, Bytes> HistoryCheck::whole_pages(const Block& block) const {
+  const Segment& segment = *block.segment;
+  const Bytes page = allocator_.page_of(*segment.lane);
+  const auto offset = static_cast<Bytes>(block.address - segment.address);
+  const Bytes first = round_up(offset, page);
+  const Bytes last = (offset + block.size) / page * page;
+  return {segment.address + static_cast<std::uint64_t>(first), std::max<Bytes>(last - first, 0)};
+}
+
 bool HistoryCheck::release_all(std::span<const RecordedEntry> run, std::size_t begin) {
   struct Part {
     std::uint64_t address;
@@ -56,7 +65,7 @@ bool HistoryCheck::release_all(std::span<const RecordedEntry> run, std::size_t b
   std::vector<Part> parts;
   for (Pool& pool : allocator_.pools_) {
     for (Lane* const of_lane : pool.lanes) {
-      if (of_lane == nullptr || of_lane->is_private) continue;
+      if (of_lane == nullptr || of_lane->private_pool != nullptr) continue;
       for (Block* block = of_lane->free.first(); block != nullptr;
            block = of_lane->free.next(*block)) {
         const Segment& segment = *block->segment;
@@ -64,14 +73,8 @@ bool HistoryCheck::release_all(std::span<const RecordedEntry> run, std::size_t b
           if (!block->is_split()) parts.push_back({segment.address, segment.size, block});
           continue;
         }
-        const Bytes page = allocator_.page_of(*of_lane);
-        const auto offset = static_cast<Bytes>(block->address - segment.address);
-        const Bytes first = round_up(offset, page);
-        const Bytes last = (offset + block->size) / page * page;
-        if (first < last) {
-          parts.push_back(
-              {segment.address + static_cast<std::uint64_t>(first), last - first, block});
-        }
+        const auto [address, size] = whole_pages(*block);
+        if (size > 0) parts.push_back({address, size, block});
       }
     }
   }
@@ -83,7 +86,7 @@ bool HistoryCheck::release_all(std::span<const RecordedEntry> run, std::size_t b
     const auto found = place.find(run[i].address);
     if (found == place.end() || parts[found->second].size != run[i].size) return false;
     const Lane& of_lane = *parts[found->second].block->segment->lane;
-    if (stream_itself(run[i].stream) != stream_itself(of_lane.stream)) return false;
+    if (told(run[i].stream).stream != of_lane.stream) return false;
     if (found->second == i) continue;
     in_order = false;
     // Only blocks that are as good as each other may change places.
@@ -161,6 +164,19 @@ Block* HistoryCheck::released_as(const RecordedEntry& entry, Block* found,
     first_of_equals ? note_order(*found->segment, *other) : note_order(*other, *found->segment);
   }
   return found;
+}
+
+bool HistoryCheck::unmap_private(const RecordedEntry& entry) {
+  for (const bool is_small : {true, false}) {
+    const FreeBlocks<Block>& free = lane(entry.stream, is_small).free;
+    for (Block* block = free.first(); block != nullptr; block = free.next(*block)) {
+      const auto [address, size] = whole_pages(*block);
+      if (!block->segment->expandable || address != entry.address || size != entry.size) continue;
+      allocator_.unmap_pages(*block);
+      return true;
+    }
+  }
+  return false;
 }
 
 bool HistoryCheck::collect(std::span<const RecordedEntry> run) {

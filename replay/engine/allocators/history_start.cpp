@@ -91,12 +91,13 @@ Bases range_bases(const History& history) {
 }
 
 constexpr Bytes kMostReserved = Bytes{1} << 46;  // no device has 64 TiB
-constexpr StreamId kMostStreams = 1 << 22;
+constexpr StreamId kMostLanes = 1 << 22;
 
-void check_stream(StreamId stream) {
-  if (stream < 0 || stream >= kMostStreams) {
+void check_stream(StreamId stream, const std::vector<PoolStream>& lanes) {
+  const auto most = lanes.empty() ? kMostLanes : static_cast<StreamId>(lanes.size());
+  if (stream < 0 || stream >= most) {
     throw InputError("stream " + std::to_string(stream) + " is none of the first " +
-                     std::to_string(kMostStreams));
+                     std::to_string(most));
   }
 }
 
@@ -149,7 +150,7 @@ class Memory {
 void HistoryCheck::check_memory() const {
   Memory memory;
   for (const RecordedSegment& segment : history_.segments) {
-    check_stream(segment.stream);
+    check_stream(segment.stream, history_.lanes);
     memory.add(segment.address, segment.size, !segment.is_expandable);
   }
   for (const RecordedBlock& block : history_.blocks) {
@@ -167,7 +168,7 @@ void HistoryCheck::check_memory() const {
     }
   }
   for (const RecordedEntry& entry : history_.entries) {
-    check_stream(entry.stream);
+    check_stream(entry.stream, history_.lanes);
     if (takes(entry.action)) {
       memory.add(entry.address, entry.size, entry.action == Action::kSegmentAlloc);
     } else if (releases(entry.action)) {
@@ -177,9 +178,7 @@ void HistoryCheck::check_memory() const {
 }
 
 Lane& HistoryCheck::lane(StreamId stream, bool is_small) {
-  Lane& found = allocator_.lane_of(allocator_.pools_[is_small ? 1 : 0], stream);
-  found.is_private = stream >= history_.first_private;
-  return found;
+  return allocator_.lane_of(allocator_.pools_[is_small ? 1 : 0], stream);
 }
 
 void HistoryCheck::restore() {
@@ -193,7 +192,7 @@ void HistoryCheck::restore() {
     before_[segment.number] = place;
     fixed_[segment.address] = &segment;
     allocator_.add(*of_lane.pool, &PoolCounters::segment, 1);
-    allocator_.add(*of_lane.pool, &PoolCounters::reserved_bytes, recorded.size);
+    allocator_.add_reserved(of_lane, recorded.size);
     carve(*segment.first, recorded.is_small, false);
   }
   restore_expandable(bases);
@@ -235,7 +234,7 @@ void HistoryCheck::restore_expandable(const Bases& bases) {
       Block& next = allocator_.cut(*rest, piece->size);
       rest->mapped = true;
       segment.mapped += piece->size;
-      allocator_.add(*of_lane.pool, &PoolCounters::reserved_bytes, piece->size);
+      allocator_.add_reserved(of_lane, piece->size);
       Block* const mapped = rest;
       rest = &next;
       carve(*mapped, is_small, true);

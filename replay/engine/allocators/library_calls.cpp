@@ -254,7 +254,16 @@ LibraryStatistics WorkbenchCalls::statistics() {
   return result;
 }
 
+void WorkbenchCalls::tell_lanes(const Events& events) {
+  if (functions_.lanes == nullptr || events.lanes.empty()) return;
+  std::vector<wb_lane> lanes;
+  for (const PoolStream& lane : events.lanes) lanes.push_back({lane.stream, lane.pool});
+  const LastWords::While doing("lanes");
+  call_library("lanes", [&] { functions_.lanes(allocator_, lanes.data(), lanes.size()); });
+}
+
 void WorkbenchCalls::prepare(const Events& events) {
+  tell_lanes(events);
   if (functions_.prepare == nullptr) return;
   const Lifetimes lifetimes = lifetimes_of(events, {0, events.count()}, std::nullopt);
   const auto allocates = [&](std::size_t i) {

@@ -74,6 +74,10 @@ class MallocCalls {
   void capture_end(StreamId) {}
   void set_fraction(std::int64_t) {}
   void synchronized(StreamId) {}
+  void pool_begin(PoolId) {}
+  void pool_end(PoolId) {}
+  void pool_release(PoolId) {}
+  bool takes_lanes() const { return false; }
   void prepare(const Events&) {}
   void program_begins() {}
   void program_ends() {}
@@ -120,6 +124,10 @@ class TorchCalls {
   void capture_end(StreamId) {}
   void set_fraction(std::int64_t) {}
   void synchronized(StreamId) {}
+  void pool_begin(PoolId) {}
+  void pool_end(PoolId) {}
+  void pool_release(PoolId) {}
+  bool takes_lanes() const { return false; }
   void prepare(const Events&) {}
   void program_begins() {}
   void program_ends() {}
@@ -180,6 +188,10 @@ class WorkbenchCalls {
     tell("set_fraction", functions_.set_fraction, millionths);
   }
   void synchronized(StreamId stream) { tell("synchronized", functions_.synchronized, stream); }
+  void pool_begin(PoolId pool) { tell("pool_begin", functions_.pool_begin, pool); }
+  void pool_end(PoolId pool) { tell("pool_end", functions_.pool_end, pool); }
+  void pool_release(PoolId pool) { tell("pool_release", functions_.pool_release, pool); }
+  bool takes_lanes() const { return functions_.lanes != nullptr; }
   void prepare(const Events& events);
   void program_begins();
   void program_ends();
@@ -218,6 +230,7 @@ class WorkbenchCalls {
     const LastWords::While doing(name);
     function(allocator_, value);
   }
+  void tell_lanes(const Events& events);
   wb_statistics ask() const;
   void* take_memory(std::uint64_t bytes, Memory memory);
   void give_memory(void* memory, std::uint64_t bytes, Memory kind);

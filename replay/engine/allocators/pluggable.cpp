@@ -78,6 +78,16 @@ class Pluggable final : public Replayed<Pluggable<Calls>> {
   void capture_end(StreamId stream) override {
     call_library("capture_end", [&] { calls_.capture_end(stream); });
   }
+  void pool_begin(PoolId pool) override {
+    call_library("pool_begin", [&] { calls_.pool_begin(pool); });
+  }
+  void pool_end(PoolId pool) override {
+    call_library("pool_end", [&] { calls_.pool_end(pool); });
+  }
+  void pool_release(PoolId pool) override {
+    call_library("pool_release", [&] { calls_.pool_release(pool); });
+  }
+  bool takes_lanes() const override { return calls_.takes_lanes(); }
   void set_fraction(std::int64_t millionths) override {
     call_library("set_fraction", [&] { calls_.set_fraction(millionths); });
   }

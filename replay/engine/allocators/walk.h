@@ -24,7 +24,7 @@ namespace workbench {
 // The program whose events are replayed: where it is, and what lives.
 struct Program {
   Program(const Events& events_view, const CompletedStreams& streams, Backend& memory,
-          bool goes_on_after_oom, bool works_in_background)
+          bool goes_on_after_oom, bool works_in_background, bool takes_lanes)
       : events(events_view),
         completed_streams(streams),
         backend(memory),
@@ -32,7 +32,8 @@ struct Program {
         background(works_in_background),
         tells_streams(!streams.empty() || memory.progress().counts_events() || background),
         handles(static_cast<std::size_t>(events.slot_count)),
-        freed_at(tells_streams ? handles.size() : 0) {}
+        freed_at(tells_streams ? handles.size() : 0),
+        own_streams(takes_lanes ? std::vector<StreamId>() : streams_of_lanes(events)) {}
 
   const Events& events;
   const CompletedStreams& completed_streams;
@@ -43,7 +44,9 @@ struct Program {
   const bool tells_streams;
   std::vector<void*> handles;           // by slot; null where nothing lives
   std::vector<std::uint64_t> freed_at;  // by slot: the last CUDA event at its free
-  std::size_t completed_seen = 0;       // free_completed events so far
+  // By event, where there are lanes and the allocator takes none; else empty.
+  const std::vector<StreamId> own_streams;
+  std::size_t completed_seen = 0;  // free_completed events so far
 
   // The streams that the block of the free_completed event `i` had been recorded on.
   std::span<const StreamId> completed_by(std::size_t i) {
@@ -124,6 +127,7 @@ void walk_other(A& allocator, Program& program, Observer& observer, std::size_t 
   const Events& events = program.events;
   StreamProgress& progress = program.backend.progress();
   const auto value_at = [&] { return static_cast<std::size_t>(events.value[i]); };
+  const auto pool_at = [&] { return static_cast<PoolId>(events.value[i]); };
   switch (events.op_at(i)) {
     case Op::kRecordStream: {
       if (events.slot[i] == kNoSlot) break;
@@ -163,6 +167,15 @@ void walk_other(A& allocator, Program& program, Observer& observer, std::size_t 
     case Op::kSetFraction:
       if (!events.value.empty()) observer.tell([&] { allocator.set_fraction(events.value[i]); });
       break;
+    case Op::kPoolBegin:
+      if (!events.value.empty()) observer.tell([&] { allocator.pool_begin(pool_at()); });
+      break;
+    case Op::kPoolEnd:
+      if (!events.value.empty()) observer.tell([&] { allocator.pool_end(pool_at()); });
+      break;
+    case Op::kPoolRelease:
+      if (!events.value.empty()) observer.tell([&] { allocator.pool_release(pool_at()); });
+      break;
     default:
       break;
   }
@@ -174,7 +187,8 @@ struct Columns {
       : op(program.events.op.data()),
         slot(program.events.slot.data()),
         size(program.events.size.data()),
-        stream(program.events.stream.data()),
+        stream(program.own_streams.empty() ? program.events.stream.data()
+                                           : program.own_streams.data()),
         thread(program.events.thread.data()),
         handles(program.handles.data()) {}
 

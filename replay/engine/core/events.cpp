@@ -97,6 +97,19 @@ std::int32_t assign(std::span<const std::uint8_t> op, std::span<const std::int64
   return count;
 }
 
+void check_lanes(std::span<const PoolStream> lanes) {
+  for (std::size_t i = 0; i < lanes.size(); ++i) {
+    const PoolStream& lane = lanes[i];
+    if (lane.stream < 0 || lane.stream >= kMostStreams || lane.pool < kDefaultPool ||
+        lane.pool > kMostPools) {
+      throw InputError("lane " + std::to_string(i) + " is of stream " +
+                       std::to_string(lane.stream) + " and pool " + std::to_string(lane.pool) +
+                       ", outside 0 to " + std::to_string(kMostStreams - 1) + " and 0 to " +
+                       std::to_string(kMostPools));
+    }
+  }
+}
+
 }  // namespace
 
 std::int32_t assign_slots(std::span<const std::uint8_t> op, std::span<const std::int64_t> id,
@@ -130,6 +143,7 @@ void check_events(const Events& events) {
   }
   if (events.slot_count < 0)
     throw InputError("slot_count is negative; pass what assign_slots gave");
+  check_lanes(events.lanes);
   for (std::size_t i = 0; i < n; ++i) {
     const auto fail_at = [i](const std::string& problem) {
       throw InputError("event " + std::to_string(i) + " " + problem);
@@ -149,6 +163,12 @@ void check_events(const Events& events) {
       fail_at("has stream " + std::to_string(events.stream[i]) + ", outside 0 to " +
               std::to_string(kMostStreams - 1));
     }
+    const bool in_lane = op == Op::kAlloc || op == Op::kLive;
+    if (in_lane && !events.lanes.empty() &&
+        static_cast<std::size_t>(events.stream[i]) >= events.lanes.size()) {
+      fail_at("has lane " + std::to_string(events.stream[i]) + ", outside 0 to " +
+              std::to_string(events.lanes.size() - 1));
+    }
     if (events.value.empty()) continue;
     const std::int64_t value = events.value[i];
     if ((op == Op::kEventRecord || op == Op::kEventWait) &&
@@ -159,7 +179,22 @@ void check_events(const Events& events) {
     if (op == Op::kSetFraction && (value < 0 || value > kWholeFraction)) {
       fail_at("sets a fraction of " + std::to_string(value) + " millionths, outside 0 to 1000000");
     }
+    const bool of_pool = op == Op::kPoolBegin || op == Op::kPoolEnd || op == Op::kPoolRelease;
+    if (of_pool && (value <= kDefaultPool || value > kMostPools)) {
+      fail_at("names private pool " + std::to_string(value) + ", outside 1 to " +
+              std::to_string(kMostPools));
+    }
   }
+}
+
+std::vector<StreamId> streams_of_lanes(const Events& events) {
+  if (events.lanes.empty()) return {};
+  std::vector<StreamId> streams(events.stream.begin(), events.stream.end());
+  for (std::size_t i = 0; i < streams.size(); ++i) {
+    const Op op = events.op_at(i);
+    if (op == Op::kAlloc || op == Op::kLive) streams[i] = events.lane_of(i).stream;
+  }
+  return streams;
 }
 
 CompletedStreams::CompletedStreams(const Events& events) {

@@ -43,14 +43,15 @@ struct JournalEntry {
   std::uint64_t address;  // of an oom: the device's free bytes
   Bytes size;             // requested, of allocations; of segments, or pieces of one, all of it
   StreamId stream;        // the block's own
+  PoolId pool;            // likewise
   std::int64_t event;     // during which event of the trace
 };
 
 class Journal {
  public:
   void begin_event(std::size_t event) { event_ = static_cast<std::int64_t>(event); }
-  void add(Action action, std::uint64_t address, Bytes size, StreamId stream) {
-    entries_.push_back({action, address, size, stream, event_});
+  void add(Action action, std::uint64_t address, Bytes size, StreamId stream, PoolId pool) {
+    entries_.push_back({action, address, size, stream, pool, event_});
   }
   const std::vector<JournalEntry>& entries() const { return entries_; }
   std::vector<JournalEntry> take() { return std::move(entries_); }

@@ -8,6 +8,7 @@ namespace workbench {
 using Bytes = std::int64_t;
 using StreamId = std::int32_t;
 using ThreadId = std::int32_t;
+using PoolId = std::int32_t;
 
 inline constexpr Bytes kKiB = Bytes{1} << 10;
 inline constexpr Bytes kMiB = Bytes{1} << 20;

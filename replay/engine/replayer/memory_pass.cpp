@@ -98,9 +98,9 @@ class MemoryObserver {
     live_requested_ += events_.size[event];
     sizes_[slot(event)] = events_.size[event];
     if (options_.journal) {
-      const Block block = {allocation.address, events_.size[event], events_.stream[event]};
+      const Block block = {allocation.address, events_.size[event], events_.lane_of(event)};
       blocks_[slot(event)] = block;
-      journal_.add(Action::kAlloc, block.address, block.size, block.stream);
+      write(Action::kAlloc, block);
     }
     if (is_library_) LastWords::say("write", static_cast<std::int64_t>(event));
     if (options_.ranges) {
@@ -133,8 +133,8 @@ class MemoryObserver {
     ++result_.ooms;
     if (options_.journal) {
       const Backend& device = run_.backend();
-      journal_.add(Action::kOom, static_cast<std::uint64_t>(device.total() - device.used()),
-                   events_.size[event], events_.stream[event]);
+      write(Action::kOom, {static_cast<std::uint64_t>(device.total() - device.used()),
+                           events_.size[event], events_.lane_of(event)});
     }
     if (result_.oom) return;
     const Statistics now = run_.allocator().statistics();
@@ -204,8 +204,12 @@ class MemoryObserver {
   struct Block {
     std::uint64_t address;
     Bytes size;
-    StreamId stream;
+    PoolStream lane;
   };
+
+  void write(Action action, const Block& block) {
+    journal_.add(action, block.address, block.size, block.lane.stream, block.lane.pool);
+  }
 
   // The first of all requests cannot be too much where there is room for it.
   void check_refusal(std::size_t event) const {
@@ -220,12 +224,12 @@ class MemoryObserver {
   void begin_free(std::size_t event, const void* handle) {
     const Block& block = blocks_[slot(event)];
     journal_.begin_event(event);
-    journal_.add(Action::kFreeRequested, block.address, block.size, block.stream);
+    write(Action::kFreeRequested, block);
     if (!run_.allocator().delays_free(handle)) frees_ = &block;
   }
 
   void complete_free() {
-    journal_.add(Action::kFreeCompleted, frees_->address, frees_->size, frees_->stream);
+    write(Action::kFreeCompleted, *frees_);
     frees_ = nullptr;
   }
 

@@ -33,7 +33,8 @@ class Run {
         allocator_(
             make_allocator(options.allocator, options.settings, *backend_, options.plan, counts)),
         program_(threads_ == nullptr ? events : threads_->events(), completed_streams, *backend_,
-                 options.continue_after_oom, allocator_->works_in_background()),
+                 options.continue_after_oom, allocator_->works_in_background(),
+                 allocator_->takes_lanes()),
         lock_(threads_ != nullptr && !allocator_registry().get(options.allocator).locks_itself) {
     allocator_->prepare(program_.events);
   }

@@ -100,7 +100,7 @@ History of_program(Bytestream& bytes, const std::string& settings) {
   History history;
   std::vector<std::pair<void*, RecordedEntry>> live;
   const auto written = [&](Action action, const RecordedEntry& entry) {
-    journal.add(action, entry.address, entry.size, entry.stream);
+    journal.add(action, entry.address, entry.size, entry.stream, kDefaultPool);
   };
   for (unsigned count = bytes.next(); count > 0; --count) {
     const unsigned op = bytes.next();
@@ -167,12 +167,11 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
                                                : Learning::kNothing;
   if ((kind & 1) == 0) {
     History history = of_bytes(bytes);
-    history.first_private = (kind & 128) != 0 ? 2 : 3;
+    if ((kind & 128) != 0) history.lanes = {{0, 0}, {1, 0}, {0, 1}};
     check(history, settings, learning);
     return 0;
   }
   History history = of_program(bytes, settings);
-  history.first_private = 3;
   const auto whole = check(history, settings, learning);
   REQUIRE(whole && !whole->difference);
   std::vector<RecordedEntry>& entries = history.entries;
