@@ -41,6 +41,7 @@ def synthetic(count: int, pattern: str, seed: int) -> LoadedTrace:
             "id": np.array([one.id for one in operations]),
             "size": np.array([one.size for one in operations]),
             "stream": np.array([one.stream for one in operations], dtype=np.int32),
+            "pool": np.zeros(rows, dtype=np.int32),
             "thread": np.zeros(rows, dtype=np.int32),
             "step": (number // 10_000).astype(np.int32),
             "event": np.array(

@@ -27,7 +27,7 @@ from synthetic_trace import PATTERNS, Options
 
 from workbench.common.units import format_bytes
 from workbench.replay import _engine
-from workbench.replay.events import Traffic, load_trace
+from workbench.replay.events import LANE_COLUMNS, Traffic, load_trace
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "tests" / "data" / "plans"
@@ -170,7 +170,10 @@ def mismatches(folder: Path) -> Table:
 
 def run(traffic: Traffic, count: int, settings: str, plan: _engine.Plan) -> Any:
     """The memory pass of the first `count` events."""
-    columns = {name: column[:count] for name, column in traffic.engine_columns().items()}
+    columns = {
+        name: column if name in LANE_COLUMNS else column[:count]
+        for name, column in traffic.engine_columns().items()
+    }
     events = _engine.Events(**columns, slot_count=traffic.slot_count)
     return _engine.Replay(events, "plan", settings, backend="simulated", plan=plan).memory(
         full=True

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from workbench.common.errors import BrokenFileError
 from workbench.replay import _engine
+from workbench.replay.lanes import Lanes
 
 Array = npt.NDArray[Any]
 _UNKNOWN = 255
@@ -38,11 +39,14 @@ ENGINE_COLUMNS = {
     "step": "i4",
     "value": "i8",
 }
+LANE_COLUMNS = {"lane_stream": "i4", "lane_pool": "i4"}
 # The operations whose `value` the engine is told.
 _CUDA_EVENTS = ("event_record", "event_wait")
-_VALUED = (*_CUDA_EVENTS, "set_fraction")
-# As the engine's kMostStreams.
+_OF_POOLS = ("pool_begin", "pool_end", "pool_release")
+_VALUED = (*_CUDA_EVENTS, *_OF_POOLS, "set_fraction")
+# As the engine's kMostStreams and kMostPools.
 _MOST_STREAMS = 1 << 16
+_MOST_POOLS = 1 << 16
 WHOLE_FRACTION = 1_000_000
 """The `value` of a `set_fraction` that is the whole device."""
 
@@ -80,7 +84,7 @@ class Traffic:
         op: operation codes of the engine.
         slot: where each event's allocation is kept while it lives, 0 … `slot_count` - 1, or -1.
         size: bytes.
-        stream: stream numbers; each stream of a private pool has one of its own.
+        stream: stream numbers; of allocations numbers of lanes, where there are some.
         thread: thread numbers.
         row: the event's row in the trace file.
         ids: allocation ids.
@@ -91,7 +95,11 @@ class Traffic:
         fingerprint: digest of what is replayed; equal for equal traffic.
         peak_live_bytes: the greatest sum of live requested bytes.
         value: of `event_record` and `event_wait` the number of the CUDA event, from 0 without gaps;
-            of `set_fraction` millionths of the device; else 0. None where there are no such events.
+            of `set_fraction` millionths of the device; of `pool_begin`, `pool_end` and
+            `pool_release` the private pool's number; else 0. None where there are no such events.
+        lane_stream: by lane, a stream's part of a pool, the stream; None, as `lane_pool`, where no
+            private pool serves an allocation.
+        lane_pool: by lane, the number of its pool; 0 is the default one.
     """
 
     op: Array
@@ -111,6 +119,8 @@ class Traffic:
     fingerprint: str
     peak_live_bytes: int
     value: Array | None = None
+    lane_stream: Array | None = None
+    lane_pool: Array | None = None
 
     @property
     def thread_count(self) -> int:
@@ -121,7 +131,7 @@ class Traffic:
         """The columns that the engine takes, by their names in `_engine.Events`."""
         return {
             name: np.ascontiguousarray(getattr(self, name), dtype=dtype)
-            for name, dtype in ENGINE_COLUMNS.items()
+            for name, dtype in {**ENGINE_COLUMNS, **LANE_COLUMNS}.items()
             if getattr(self, name) is not None
         }
 
@@ -196,6 +206,16 @@ class LoadedTrace:
                 "record it again",
             )
 
+    def _check_pools(self, pool: Array, row: Array) -> None:
+        wrong = np.flatnonzero((pool < 0) | (pool > _MOST_POOLS))
+        if wrong.size:
+            raise BrokenFileError(
+                self.path,
+                f"row {row[wrong[0]]} has pool {pool[wrong[0]]}, and pools that can be replayed "
+                f"have numbers from 0 to {_MOST_POOLS}",
+                "record it again",
+            )
+
     def traffic(self, device: str) -> Traffic:
         """The events of `device` that the engine knows.
 
@@ -214,9 +234,10 @@ class LoadedTrace:
             allocs = np.append(True, row[again][1:] != row[again][:-1])
             op[again] = np.where(allocs, _engine.OPS["alloc"], _engine.OPS["free"])
             part["id"][again] = int(self.columns["id"].max()) + np.cumsum(allocs)
-        lanes = _lanes(op, part["stream"], part.get("pool"))
-        self._check_streams(op, lanes, row)
-        part["stream"] = lanes.astype(ENGINE_COLUMNS["stream"])
+        self._check_streams(op, part["stream"], row)
+        self._check_pools(part["pool"], row)
+        part["stream"], lanes = _lanes(op, part["stream"], part["pool"])
+        self._check_streams(op, part["stream"], row)
         try:
             slot, slot_count = _engine.assign_slots(op, part["id"])
             value = _values(op, part.get("value"))
@@ -224,7 +245,8 @@ class LoadedTrace:
             raise BrokenFileError(self.path, str(error), "record it again") from None
         digest = blake2b(digest_size=16)
         digest.update(device.encode())
-        for column in (op, slot, part["size"], part["stream"], part["thread"], value):
+        told = (op, slot, part["size"], part["stream"], part["thread"], value)
+        for column in (*told, *((lanes.stream, lanes.pool) if lanes else ())):
             if column is not None:
                 digest.update(np.ascontiguousarray(column).data)
         return Traffic(
@@ -245,6 +267,8 @@ class LoadedTrace:
             fingerprint=digest.hexdigest(),
             peak_live_bytes=_peak_live(op, part["size"]),
             value=value,
+            lane_stream=lanes.stream if lanes else None,
+            lane_pool=lanes.pool if lanes else None,
         )
 
 
@@ -253,14 +277,15 @@ def _of_all_streams(op: Array) -> Array:
     return found
 
 
-def _lanes(op: Array, stream: Array, pool: Array | None) -> Array:
-    """Streams, with those of private pools numbered behind the others: they share no memory."""
-    if pool is None or not pool.any():
-        return stream
+def _lanes(op: Array, stream: Array, pool: Array) -> tuple[Array, Lanes | None]:
+    """Streams, with lanes in place of those of allocations, and the lanes; None where none is."""
     made = np.isin(op, [_engine.OPS["alloc"], _engine.OPS["live"]])
-    stream = stream.astype(np.int64)
-    lanes: Array = np.where(made, stream + (stream.max() + 1) * pool, stream)
-    return lanes
+    if not pool.any() or not pool[made].any():
+        return stream, None
+    lanes = Lanes([stream[made]], [pool[made]])
+    numbers = stream.copy()
+    numbers[made] = lanes.of(stream[made], pool[made])
+    return numbers, lanes
 
 
 def _values(op: Array, value: Array | None) -> Array | None:
@@ -272,8 +297,15 @@ def _values(op: Array, value: Array | None) -> Array | None:
         raise ValueError(
             f"set_fraction has a value of {fractions.max()}, above {WHOLE_FRACTION} millionths"
         )
+    of_pools = np.isin(op, [_engine.OPS[name] for name in _OF_POOLS])
+    pools = value[of_pools]
+    if len(pools) and not 0 < pools.min() <= pools.max() <= _MOST_POOLS:
+        raise ValueError(
+            f"pool_begin, pool_end and pool_release name private pools {pools.min()} to "
+            f"{pools.max()}, outside 1 to {_MOST_POOLS}"
+        )
     cuda_events = np.isin(op, [_engine.OPS[name] for name in _CUDA_EVENTS])
-    told: Array = np.where(op == _engine.OPS["set_fraction"], value, 0)
+    told: Array = np.where(of_pools | (op == _engine.OPS["set_fraction"]), value, 0)
     told[cuda_events] = np.unique(value[cuda_events], return_inverse=True)[1]
     return told
 
@@ -309,7 +341,7 @@ def load_trace(path: str, progress: Callable[[int, int], None] | None = None) ->
         }
         codes = {name: _Codes() for name in _TEXTS}
         at = 0
-        valued = [_engine.OPS[name] for name in _VALUED]
+        valued, of_pools = ([_engine.OPS[op] for op in ops] for ops in (_VALUED, _OF_POOLS))
         for batch in part.batches(columns=[*COLUMNS, "value"], check=True):
             end = at + batch.num_rows
             for name in _NUMBERS:
@@ -324,7 +356,11 @@ def load_trace(path: str, progress: Callable[[int, int], None] | None = None) ->
                 # Few traces have such events: the others spare the memory.
                 column = columns.setdefault("value", np.zeros(part.rows, dtype="i8"))
                 column[at:end] = batch.column("value").fill_null(-1).to_numpy(zero_copy_only=False)
-                # One that does not say which CUDA event it means says nothing.
+                # An event of a private pool may name it as an allocation does.
+                named = np.isin(columns["event"][at:end], of_pools) & (column[at:end] < 0)
+                pools = columns["pool"][at:end][named]
+                column[at:end][named] = np.where(pools > 0, pools, -1)
+                # One that does not say which CUDA event or pool it means says nothing.
                 columns["event"][at:end][looked_at & (column[at:end] < 0)] = _UNKNOWN
             at = end
             if progress is not None:

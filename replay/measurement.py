@@ -12,6 +12,7 @@ import numpy as np
 from workbench.common.errors import RunError
 from workbench.replay.cell import Cell
 from workbench.replay.events import Traffic
+from workbench.replay.lanes import pool_names
 from workbench.replay.results import BOUNDS, SERIES
 from workbench.replay.statistics import bucket_edges, interval, intervals, spread
 
@@ -283,7 +284,7 @@ def _blocks(moment: str, found: Mapping[str, Any], traffic: Traffic) -> dict[str
     """One row for each block at `moment`, with the segment it lies in."""
     segments = {
         name: found[f"{moment}.segments.{name}"]
-        for name in ("number", "address", "size", "stream", "pool")
+        for name in ("number", "address", "size", "stream", "pool", "private_pool")
     }
     blocks = {
         name: found[f"{moment}.blocks.{name}"]
@@ -303,7 +304,7 @@ def _blocks(moment: str, found: Mapping[str, Any], traffic: Traffic) -> dict[str
         "segment_address": segments["address"][home].astype(np.int64),
         "segment_size": segments["size"][home],
         "stream": segments["stream"][home],
-        "pool": segments["pool"][home].astype(object),
+        "pool": pool_names(segments["pool"], segments["private_pool"])[home],
         "offset": blocks["offset"].astype(np.int64),
         "size": blocks["size"],
         "requested": blocks["requested"],

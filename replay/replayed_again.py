@@ -13,6 +13,7 @@ from workbench.common.errors import BrokenFileError, RunError, UsageError
 from workbench.replay import _engine
 from workbench.replay.cell import AllocatorSpec, quoted
 from workbench.replay.events import Array, LoadedTrace, Traffic, load_trace
+from workbench.replay.lanes import pool_names
 from workbench.replay.plans import plan_in_file
 from workbench.replay.snapshot import Snapshot
 from workbench.replay.stacks import read_stacks
@@ -124,7 +125,7 @@ def snapshot_of(
             "address": of_segments["address"].astype(np.int64),
             "size": of_segments["size"],
             "stream": of_segments["stream"],
-            "pool": of_segments["pool"].astype(object),
+            "pool": pool_names(of_segments["pool"], of_segments["private_pool"]),
             "expandable": of_segments["expandable"].astype(bool),
         }
     )

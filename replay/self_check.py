@@ -19,6 +19,7 @@ import numpy.typing as npt
 from workbench.common.units import format_bytes
 from workbench.recorders.trace.history import ACTIONS, STATES, History
 from workbench.replay import _engine
+from workbench.replay.lanes import Lanes
 
 Array = npt.NDArray[Any]
 Kind = Literal["exact", "differs", "not_reconstructible"]
@@ -86,8 +87,8 @@ class CheckedState:
     """The recorded allocator's state after one entry, as the check reproduced it.
 
     Args:
-        segments: ``address``, ``size``, ``stream`` (private pools' streams are numbered behind
-            the others), ``is_small``, ``is_expandable``.
+        segments: ``address``, ``size``, ``stream``, ``pool`` (0: the default one), ``is_small``,
+            ``is_expandable``.
         blocks: ``address``, ``size``, ``requested``, ``state`` (codes of `STATES`), ``entry``
             (that allocated it; -1 - place in `History.before` where it was there before), in
             order of segments.
@@ -214,44 +215,21 @@ def _learned(history: History, rules: str, learning: Literal["order", "size"]) -
     return attempt
 
 
-class _Lanes:
-    """Numbers of streams in which those of private pools, which share nothing, are others.
-
-    Attributes:
-        first_private: they are numbered from here on.
-    """
-
-    def __init__(self, history: History) -> None:
-        told = [
-            history.before.segments,
-            history.after.segments,
-            {"stream": history.stream, "pool": history.pool},
-        ]
-        self.first_private = int(max(one["stream"].max(initial=0) for one in told) + 1)
-        pairs = np.unique(np.concatenate([self._pairs(one) for one in told]))
-        self._private = pairs[pairs >= self.first_private]
-
-    def _pairs(self, columns: dict[str, Array]) -> Array:
-        pairs: Array = columns["pool"].astype(np.int64) * self.first_private + columns["stream"]
-        return pairs
-
-    def of(self, columns: dict[str, Array]) -> Array:
-        """The numbers, int32, of the columns ``stream`` and ``pool``."""
-        pairs = self._pairs(columns)
-        private = self.first_private + np.searchsorted(self._private, pairs)
-        lanes: Array = np.where(pairs < self.first_private, pairs, private).astype(np.int32)
-        return lanes
+def _numbers(lanes: Lanes, columns: dict[str, Array]) -> Array:
+    """The lanes' numbers of the columns ``stream`` and ``pool``."""
+    return lanes.of(columns["stream"], columns["pool"]).astype(np.int32)
 
 
 def _run(
     history: History, attempt: _Attempt, state_at: int | None = None
 ) -> _engine.CheckedHistory:
-    lanes = _Lanes(history)
     before = history.before
+    told = (before.segments, {"stream": history.stream, "pool": history.pool})
+    lanes = Lanes([one["stream"] for one in told], [one["pool"] for one in told])
     segments = {
         "address": before.segments["address"],
         "size": before.segments["size"],
-        "stream": lanes.of(before.segments),
+        "stream": _numbers(lanes, before.segments),
         "is_small": before.segments["is_small"].astype(np.uint8),
         "is_expandable": before.segments["is_expandable"].astype(np.uint8),
     }
@@ -273,9 +251,9 @@ def _run(
             "action": history.action,
             "address": history.address,
             "size": history.size,
-            "stream": lanes.of({"stream": history.stream, "pool": history.pool}),
+            "stream": _numbers(lanes, told[1]),
         },
-        first_private=lanes.first_private,
+        lanes={"stream": lanes.stream, "pool": lanes.pool},
         settings=attempt.settings,
         learning=attempt.learning,
         state_at=state_at,
@@ -329,10 +307,8 @@ def _described(history: History, difference: _engine.Difference) -> str:
 def _difference_at_end(history: History, found: _engine.CheckedHistory) -> str:
     """What differs between the state at the end and the recorded one; empty where nothing does."""
     wanted = history.after
-    segments = wanted.segments | {"stream": _Lanes(history).of(wanted.segments)}
-    del segments["pool"]
     for what, one, other in (
-        ("segments", segments, found["segments"]),
+        ("segments", wanted.segments, found["segments"]),
         ("blocks", wanted.blocks, _active(found["blocks"])),
     ):
         order = np.argsort(other["address"], kind="stable")

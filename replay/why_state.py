@@ -13,6 +13,7 @@ from workbench.recorders.trace.history import ACTIONS, STATES, History
 from workbench.replay import _engine
 from workbench.replay.alloc_conf import RecordedSettings
 from workbench.replay.events import Array, LoadedTrace
+from workbench.replay.lanes import pool_names
 from workbench.replay.replayed_again import snapshot_of, stacks_of
 from workbench.replay.self_check import CheckedState, Verdict, state_after
 from workbench.replay.snapshot import Snapshot
@@ -160,7 +161,9 @@ def _with_origins(
                 "address": segments["address"].astype(np.int64),
                 "size": segments["size"],
                 "stream": segments["stream"],
-                "pool": np.where(segments["is_small"], "small", "large").astype(object),
+                "pool": pool_names(
+                    np.where(segments["is_small"], "small", "large"), segments["pool"]
+                ),
                 "expandable": segments["is_expandable"].astype(bool),
             }
         ),

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from workbench.replay import _engine, last_words
+from workbench.replay.events import ENGINE_COLUMNS, LANE_COLUMNS
 from workbench.replay.statistics import histogram, summary_of_calls
 
 STATES = ("cold", "steady")
@@ -42,7 +43,7 @@ def load_events(folder: Path, slot_count: int) -> tuple[Any, dict[str, np.ndarra
     """The engine's events in `folder`, and their columns, mapped from what `Traffic.save` wrote."""
     columns = {
         name: np.load(folder / f"{name}.npy", mmap_mode="r")
-        for name in ("op", "slot", "size", "stream", "thread", "step", "value")
+        for name in (*ENGINE_COLUMNS, *LANE_COLUMNS)
         if (folder / f"{name}.npy").exists()
     }
     for column in columns.values():

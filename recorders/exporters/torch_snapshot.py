@@ -27,7 +27,6 @@ _CHUNK = 100_000
 _FRAME = re.compile(r"(.+):(\d{1,9}) (.+)", re.DOTALL)
 _INDEX = re.compile(r"[^:]+:(\d{1,3})")
 _MOST_DEVICES = 128  # that PyTorch can number
-_DEFAULT_POOL = (0, 0)
 
 
 def write(source: ReplaySource, path: Path, progress: Progress) -> Written:
@@ -56,7 +55,8 @@ def snapshot_of(source: ReplaySource, progress: Progress = lambda *_: None) -> d
     """What ``torch.cuda.memory._snapshot()`` would have given at the end of a history.
 
     Streams are their numbers instead of pointers; stacks are one list each, shared by all entries
-    that have it. The device's number is that in its name, 0 where it has none.
+    that have it. The device's number is that in its name, 0 where it has none. Pool n is (0, n),
+    which entries say where there is a private one.
 
     Args:
         source: a history whose final state tells the sizes of its blocks.
@@ -131,15 +131,18 @@ def _entries(source: ReplaySource, stacks: _Frames, progress: Progress) -> list[
             for action, at, size, stream, time, stack in zip(*part, strict=True)
         ]
         progress(len(entries), len(history.action))
+    if history.pool.any():
+        for entry, pool in zip(entries, history.pool.tolist(), strict=True):
+            entry["pool_id"] = (0, pool)
     return entries
 
 
 def _segments(source: ReplaySource, device: int, stacks: _Frames) -> list[dict[str, Any]]:
     segments = source.history.after.segments
     blocks = _Blocks(source, stacks)
-    names = ("address", "size", "stream", "is_small", "is_expandable")
+    names = ("address", "size", "stream", "pool", "is_small", "is_expandable")
     listed = []
-    for address, size, stream, is_small, is_expandable, stack in zip(
+    for address, size, stream, pool, is_small, is_expandable, stack in zip(
         *(segments[name].tolist() for name in names),
         source.origins.segment_stack.tolist(),
         strict=True,
@@ -157,7 +160,7 @@ def _segments(source: ReplaySource, device: int, stacks: _Frames) -> list[dict[s
                 "requested_size": sum(block["requested_size"] for block in active),
                 "stream": stream,
                 "segment_type": "small" if is_small else "large",
-                "segment_pool_id": _DEFAULT_POOL,
+                "segment_pool_id": (0, pool),
                 "is_expandable": is_expandable,
                 "frames": stacks[stack],
                 "blocks": inside,
