@@ -8,46 +8,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from caching_captures import Captures
 from caching_settings import MIB, UNLIMITED, Conf
-from caching_state import Block, Segment, State
-from engine_events import Operation
+from caching_state import Block, Segment
+from engine_events import LANE, Operation
+from stream_events import Streams
 
 
-class Streams:
-    """Which CUDA events have completed."""
-
-    def __init__(self, completion: str) -> None:
-        self.policy, _, delay = completion.partition(":")
-        self.delay = int(delay or 0)
-        self.recorded = 0
-        self.now = 0
-        self.open: dict[tuple[int, int], int] = {}
-
-    def record(self, stream: int) -> tuple[int, int]:
-        """A new CUDA event on `stream`."""
-        self.recorded += 1
-        self.open[stream, self.recorded] = self.now
-        return stream, self.recorded
-
-    def complete(self, stream: int, up_to: int) -> None:
-        """Completes the CUDA events of `stream` (-1: of all) up to a number."""
-        for event in list(self.open):
-            if stream in (-1, event[0]) and event[1] <= up_to:
-                del self.open[event]
-
-    def synchronize(self, stream: int) -> None:
-        """The program waited."""
-        if self.policy != "never":
-            self.complete(stream, self.recorded)
-
-    def completed(self, event: tuple[int, int]) -> bool:
-        """Whether the work before `event` is complete."""
-        if event not in self.open or self.policy == "immediate":
-            return True
-        return self.policy == "delay" and self.now - self.open[event] >= self.delay
-
-
-class Model(State):
+class Model(Captures):
     """The allocator on a device of `capacity` bytes."""
 
     def __init__(self, conf: Conf, capacity: int, completion: str = "recorded") -> None:
@@ -82,6 +50,8 @@ class Model(State):
                 self.free_completed(name)
             elif op == "empty_cache":
                 self.release_cached()
+            else:
+                self.lead(op, name, stream)
             rows.append({**self.row(), "oom": int(oom)})
         return rows
 
@@ -90,7 +60,12 @@ class Model(State):
         self.freed.pop(name, None)
         if requested == 0:
             return True
-        self.take_completed()
+        if not self.captures:
+            self.take_completed()
+        elif self.conf.reuses:
+            self.end_safe_deferrals(stream % LANE)
+        if stream >= LANE:
+            self.uses.setdefault(stream // LANE, 1)
         size = self.round(requested)
         pool = "small" if size <= MIB else "large"  # 2
         block = self.best_fit(pool, stream, size)
@@ -120,14 +95,13 @@ class Model(State):
         block = self.live.pop(name)
         del self.live_requested[name]
         used_on, block.used_on = block.used_on, []
-        streams = sorted({*used_on} - {block.segment.stream}, key=used_on.index)
+        streams = sorted({*used_on} - {block.segment.stream % LANE}, key=used_on.index)
         if streams:
-            self.counts["waiting frees"] += 1
             block.state = "pending"
-            for stream in streams:
-                event = self.streams.record(stream)
-                self.pending.setdefault(stream, []).append((event, block))
-                block.waits += 1
+            if self.captures:
+                self.defer(block, streams)
+            else:
+                self.wait_for(block, streams)
             self.step()
         else:
             block.state = "pending"  # no longer allocated, then no longer active
@@ -147,6 +121,8 @@ class Model(State):
         if name not in self.live:
             return
         self.live[name].used_on.append(stream)
+        if self.captures:
+            self.live[name].used_in_capture.append(stream)
 
     # -- The rules ---------------------------------------------------------------------------
 
@@ -172,8 +148,18 @@ class Model(State):
             return self.conf.large_segment
         return -(-size // (2 * MIB)) * 2 * MIB
 
+    def wait_for(self, block: Block, streams: list[int]) -> None:
+        """Rule 11: for what each stream was given up to now."""
+        self.counts["waiting frees"] += 1
+        block.used_in_capture = []
+        for stream in streams:
+            event = self.streams.record(stream)
+            self.pending.setdefault(stream, []).append((event, block))
+            block.waits += 1
+
     def take_completed(self) -> None:
         """Rule 4."""
+        self.end_deferral()
         for stream in sorted(self.pending):
             queue = self.pending[stream]
             while queue and self.streams.completed(queue[0][0]):
@@ -188,7 +174,7 @@ class Model(State):
 
     def best_fit(self, pool: str, stream: int, size: int) -> Block | None:
         """Rule 5."""
-        self.look_ups[pool] += 1
+        self.look_ups[pool] += stream < LANE
         fits = [block for block in self.free_blocks(pool, stream) if block.size >= size]
         if not fits:
             return None
@@ -241,7 +227,7 @@ class Model(State):
         if block is None and self.release_available(pool, stream, size):
             self.counts["released available"] += 1
             block = self.new_segment(pool, stream, size)
-        if block is None:
+        if block is None and not self.captures:
             self.release_cached()
             self.counts["retries"] += 1
             block = self.new_segment(pool, stream, size)
@@ -330,8 +316,21 @@ class Model(State):
         return released >= need
 
     def release_cached(self) -> None:
+        """Rules 10, 15 and 16."""
+        if not self.captures:
+            self.wait_for_all()
+            for pool in ("large", "small"):
+                self.release_free(pool, 0)
+        for private in sorted(number for number, uses in self.uses.items() if not uses):
+            for pool in ("small", "large"):
+                before = self.counts["device_frees"]
+                self.release_free(pool, private)
+                self.counts["given back with a pool"] += self.counts["device_frees"] - before
+
+    def wait_for_all(self) -> None:
         """Rule 10."""
         self.counts["waits for all"] += 1
+        self.end_deferral()
         for stream in sorted(self.pending):
             queue = self.pending[stream]
             while queue:
@@ -339,12 +338,14 @@ class Model(State):
                 self.counts["events waited for"] += 1
                 self.streams.complete(*event)
                 self.end_wait(block)
-        for pool in ("large", "small"):
-            for block in self.free_blocks(pool):
-                if block.segment.expandable:
-                    self.unmap(block)
-                elif block.is_whole:
-                    self.release_segment(block)
+
+    def release_free(self, pool: str, private: int) -> None:
+        """Rule 10."""
+        for block in self.free_blocks(pool, private=private):
+            if block.segment.expandable:
+                self.unmap(block)
+            elif block.is_whole:
+                self.release_segment(block)
 
     def page(self, pool: str) -> int:
         """Rule 12."""

@@ -22,6 +22,8 @@ class Conf:
     divisions: list[int] = field(default_factory=lambda: [0] * 16)
     expandable: bool = False
     throws: bool = False
+    reuses: bool = False
+    """During captures."""
 
     @classmethod
     def read(cls, text: str) -> Conf:
@@ -47,6 +49,8 @@ class Conf:
                     conf.expandable = value == "True"
                 case "throw_on_cudamalloc_oom":
                     conf.throws = value == "True"
+                case "graph_capture_record_stream_reuse":
+                    conf.reuses = value == "True"
         return conf
 
 

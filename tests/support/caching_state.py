@@ -10,8 +10,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from caching_settings import UNLIMITED, Conf
+from engine_events import LANE
 
 POOLS = {"small": "small_pool", "large": "large_pool"}
+KINDS = ("all", *POOLS.values())
+_BY_POOL = "reserved_bytes_by_private_pools"
 
 
 @dataclass(eq=False)
@@ -21,9 +24,15 @@ class Segment:
     number: int
     pool: str
     stream: int
+    """And private pool, as engine_events numbers them."""
     size: int
     expandable: bool
     blocks: list[Block] = field(default_factory=list)
+
+    @property
+    def private(self) -> int:
+        """The number of its private pool; 0 where it is of none."""
+        return self.stream // LANE
 
 
 @dataclass(eq=False)
@@ -38,6 +47,8 @@ class Block:
     requested: int = 0
     used_on: list[int] = field(default_factory=list)
     """Streams of its record_stream calls, all of them and in order."""
+    used_in_capture: list[int] = field(default_factory=list)
+    """Those of calls during a capture."""
     waits: int = 0
     free_since: int = 0
 
@@ -77,13 +88,20 @@ class State:
         """All blocks with memory, in the order of segment numbers and offsets."""
         return [block for segment in self.segments for block in segment.blocks if block.mapped]
 
-    def free_blocks(self, pool: str, stream: int | None = None) -> list[Block]:
-        """Free blocks of a pool in best-fit order."""
+    def free_blocks(self, pool: str, stream: int | None = None, private: int = 0) -> list[Block]:
+        """Free blocks of a pool in best-fit order.
+
+        Args:
+            pool: small or large.
+            stream: one stream's, of a private pool as `Segment` has it; else all streams'.
+            private: of this private pool, where all streams are meant; 0 for the default pool.
+        """
         found = [
             block
             for block in self.blocks()
             if block.state == "free"
             and block.segment.pool == pool
+            and (block.segment.private == private or stream is not None)
             and stream in (None, block.segment.stream)
         ]
         return sorted(found, key=lambda b: (b.segment.stream, b.size, b.segment.number, b.offset))
@@ -108,6 +126,8 @@ class State:
             now["oversize_allocations"] += used and block.size >= self.conf.max_split
             for pool in ("all", POOLS[block.segment.pool]):
                 now[f"reserved_bytes.{pool}"] += block.size
+                if block.segment.private:
+                    now[f"{_BY_POOL}.0_{block.segment.private}.{pool}"] += block.size
                 now[f"allocation.{pool}"] += used
                 now[f"allocated_bytes.{pool}"] += used * block.size
                 now[f"active.{pool}"] += active
@@ -155,7 +175,9 @@ class State:
             *("allocation", "allocated_bytes", "active", "active_bytes", "requested_bytes"),
             *("inactive_split", "inactive_split_bytes", "segment", "reserved_bytes"),
         ):
-            names += [f"{name}.all", f"{name}.large_pool", f"{name}.small_pool"]
+            names += [f"{name}.{kind}" for kind in KINDS]
+        pools = {name.rpartition(".")[0] for name in self.gained if name.startswith(_BY_POOL)}
+        names += [f"{name}.{kind}" for name in pools for kind in KINDS]
         found = {
             f"{name}.{kind}": numbers[name]
             for name in names

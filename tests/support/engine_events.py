@@ -9,9 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from workbench.replay import _engine
+from workbench.replay.lanes import Lanes
 
 Operation = tuple[str, int, int, int]
-"""(op, id, size, stream); the golden traces' names of synchronize are understood too."""
+"""(op, id, size, stream); the golden traces' names of synchronize are understood too.
+
+The stream of an allocation in private pool n is its stream and n times `LANE`. Operations on
+private pools have the pool's number in place of the id, those on CUDA events the event's.
+"""
+
+LANE = 1000
+NUMBERED = ("pool_begin", "pool_end", "pool_release", "event_record", "event_wait")
 
 _GOLDEN_NAMES = {"stream_done": "synchronize", "sync": "synchronize"}
 
@@ -21,6 +29,11 @@ def make_events(operations: Iterable[Operation], thread: int = 0) -> _engine.Eve
     rows = [(_engine.OPS[_GOLDEN_NAMES.get(op, op)], *rest) for op, *rest in operations]
     op, number, size, stream = np.array(rows, dtype=np.int64).reshape(-1, 4).T
     codes = op.astype(np.uint8)
+    numbered = np.isin(op, [_engine.OPS[name] for name in NUMBERED])
+    lanes = Lanes([stream[stream >= 0] % LANE], [stream[stream >= 0] // LANE])
+    made = op == _engine.OPS["alloc"]
+    if len(lanes.pool):
+        stream = np.where(made, lanes.of(stream % LANE, stream // LANE), stream)
     slot, slot_count = _engine.assign_slots(codes, np.ascontiguousarray(number))
     return _engine.Events(
         codes,
@@ -29,6 +42,9 @@ def make_events(operations: Iterable[Operation], thread: int = 0) -> _engine.Eve
         stream.astype(np.int32),
         np.full(len(codes), thread, dtype=np.int32),
         slot_count,
+        value=np.where(numbered, number, 0) if numbered.any() else None,
+        lane_stream=lanes.stream,
+        lane_pool=lanes.pool,
     )
 
 

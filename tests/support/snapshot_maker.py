@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from engine_events import LANE
 from snapshot_model import record
 
 from workbench.recorders.exporters import ReplaySource
@@ -55,7 +56,9 @@ def loaded_trace(operations: Iterable[Sequence[Any]], device: str = "cuda:0") ->
             "time_ns": rows * STEP_NS,
             "id": np.ascontiguousarray(ids),
             "size": np.ascontiguousarray(sizes),
-            "stream": streams.astype(np.int32),
+            "stream": np.where(streams >= LANE, streams % LANE, streams).astype(np.int32),
+            "pool": (np.maximum(streams, 0) // LANE).astype(np.int32),
+            "value": np.ascontiguousarray(ids),
             "thread": np.zeros(count, dtype=np.int32),
             "step": (rows // 1000).astype(np.int32),
             "event": np.array(codes, dtype=np.uint8),

@@ -168,8 +168,8 @@ class RecordingModel(Model):
     def step(self) -> None:
         """Statistics are slow and not wanted here."""
 
-    def free_blocks(self, pool: str, stream: int | None = None) -> list[Block]:
-        found = super().free_blocks(pool, stream)
+    def free_blocks(self, pool: str, stream: int | None = None, private: int = 0) -> list[Block]:
+        found = super().free_blocks(pool, stream, private)
         if stream is None and self.first_private is not None:
             found = [block for block in found if block.segment.stream < self.first_private]
         if self.by_address:

@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from caching_model import Model
 from caching_settings import MIB, Conf, random_settings
-from engine_events import Operation, golden_operation, make_events
+from engine_events import LANE, Operation, golden_operation, make_events
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pool_operations import random_pool_operations
 from random_operations import commands, operations_of, random_operations
 
 from workbench.common.units import parse_size
@@ -82,8 +83,9 @@ def compare(
     assert places_of(memory["blocks"]) == [
         (
             block.segment.number,
-            block.segment.stream,
+            block.segment.stream % LANE,
             block.segment.pool,
+            block.segment.private,
             block.offset,
             block.size,
             block.requested,
@@ -98,12 +100,13 @@ def compare(
 
 
 def places_of(state: dict[str, dict[str, np.ndarray]]) -> list[tuple[object, ...]]:
-    """Segment number, its stream and pool, offset, size, requested and state of each block."""
+    """Segment number, its stream and pools, offset, size, requested and state of each block."""
     segments, blocks = state["segments"], state["blocks"]
     of = {
-        number: (stream, pool)
-        for number, stream, pool in zip(
-            *(segments[name].tolist() for name in ("number", "stream", "pool")), strict=True
+        number: lane
+        for number, *lane in zip(
+            *(segments[name].tolist() for name in ("number", "stream", "pool", "private_pool")),
+            strict=True,
         )
     }
     names = ("segment", "offset", "size", "requested", "state")
@@ -149,6 +152,33 @@ def test_the_same_in_long_runs_that_meet_every_rule() -> None:
         *("unmapped behind a rest", "ranges given back", "rounded up by divisions"),
         *("refused by the fraction",),
     } <= met.keys(), met
+
+
+def test_the_same_with_private_pools_and_captures() -> None:
+    met = Counter[str]()
+    for seed in range(160):
+        rng = random.Random(seed)
+        text = random_settings(rng)
+        if "reuse" not in text and seed % 2 == 0:
+            text = ",".join(filter(None, [text, "graph_capture_record_stream_reuse:True"]))
+        operations = random_pool_operations(rng, 250)
+        try:
+            model, _ = compare(operations, text, rng.choice(CAPACITIES), rng.choice(COMPLETIONS))
+        except AssertionError as error:
+            error.add_note(f"seed {seed}, settings {text}")
+            raise
+        met += model.counts
+    assert (
+        min(
+            met[name]
+            for name in (
+                *("deferred frees", "deferred frees that wait", "deferred frees that end early"),
+                *("given back with a pool", "ooms"),
+                *("retries that helped", "collected", "released downward", "grew in place"),
+            )
+        )
+        > 9
+    ), met
 
 
 def test_a_completed_free_of_what_was_refused_completes_nothing() -> None:

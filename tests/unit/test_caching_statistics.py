@@ -38,7 +38,7 @@ def test_the_names_are_those_that_pytorch_documents() -> None:
         ]
         documented |= {".".join(parts) for parts in itertools.product(*choices)}
     # The page says allocated.… for what the dictionary and torch.cuda.memory_summary call
-    # allocation.…; and a replay has no private pools.
+    # allocation.…; and this replay has no private pools.
     documented = {re.sub(r"^allocated\.", "allocation.", name) for name in documented}
     documented.remove("reserved_bytes_by_private_pools")
     assert set(replay([("alloc", 0, 1, 0)]).memory()["torch_statistics"]) == documented

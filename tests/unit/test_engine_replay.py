@@ -252,6 +252,13 @@ def test_wrong_passes_are_one_sentence() -> None:
         replay().timed("warm")
 
 
+of_pool = np.array([_engine.OPS["pool_begin"]], np.uint8)
+
+
+def lanes(streams: list[int], pools: list[int]) -> dict[str, Any]:
+    return {"lane_stream": np.array(streams, np.int32), "lane_pool": np.array(pools, np.int32)}
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -263,6 +270,12 @@ def test_wrong_passes_are_one_sentence() -> None:
         ({"stream": np.array([2**20], np.int32)}, "event 0 has stream 1048576"),
         ({"thread": np.zeros(2, np.int32)}, "differ in length"),
         ({"slot_count": -1}, "slot_count is negative"),
+        (lanes([0], []), "lane_stream and lane_pool differ in length"),
+        (lanes([-1], [0]), "lane 0 is of stream -1 and pool 0"),
+        (lanes([0, 0], [0, 2**20]), "lane 1 is of stream 0 and pool 1048576"),
+        ({"stream": np.array([1], np.int32), **lanes([0], [1])}, "event 0 has lane 1"),
+        ({"op": of_pool, "value": np.array([0])}, "event 0 names private pool 0"),
+        ({"op": of_pool, "value": np.array([2**20])}, "event 0 names private pool 1048576"),
     ],
 )
 def test_events_that_would_break_the_loop_are_refused(

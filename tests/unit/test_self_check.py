@@ -11,6 +11,7 @@ import pytest
 from caching_settings import MIB
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pool_operations import random_pool_operations
 from random_operations import random_operations
 from snapshot_cases import RULES, SETTINGS, Case, is_exact, random_case, random_cuts, verdicts
 from snapshot_maker import (
@@ -154,6 +155,19 @@ def test_segments_of_private_pools_stay_when_cached_ones_are_released(told: bool
     flushes = [one for one in snapshot["device_traces"][0] if one["action"] == "segment_free"]
     assert flushes
     assert_exact(with_private_pools(snapshot, 3, told))
+
+
+@pytest.mark.parametrize("text", ["", "expandable_segments:True", "max_split_size_mb:20"])
+def test_private_pools_that_begin_and_end(text: str) -> None:
+    operations = [
+        one for one in random_pool_operations(random.Random(3), 900) if "capture" not in one[0]
+    ]
+    snapshot = make_snapshot(operations, text)
+    entries, segments = snapshot["device_traces"][0], snapshot["segments"]
+    assert {entry["pool_id"] for entry in entries} > {(0, 0), (0, 1)}
+    assert {segment["segment_pool_id"] for segment in segments} > {(0, 0)}
+    (verdict,) = assert_exact(snapshot)
+    assert any(fact.startswith("private pools: ") for fact in verdict.facts)
 
 
 def test_a_private_pool_that_was_given_back() -> None:

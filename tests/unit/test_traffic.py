@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from trace_maker import write_trace
 
 from workbench.common.errors import BrokenFileError
 from workbench.replay import _engine
 from workbench.replay.events import Traffic, load_trace
+from workbench.replay.lanes import Lanes
 
 MIB = 2**20
 NAMES = {code: name for name, code in _engine.OPS.items()}
@@ -60,8 +62,60 @@ def test_a_private_pool_shares_no_memory_with_the_default_one(tmp_path: Path) ->
     ]
     assert segments == [1, 2]
     assert shared.stream.tolist() == [1, 1, 1]
-    assert apart.stream[2] == 1
-    assert apart.stream[0] > 1
+    assert shared.lane_stream is None
+    assert [lane_of(apart, event) for event in (0, 2)] == [(1, 2), (1, 0)]
+    assert shared.fingerprint != apart.fingerprint
+
+
+def lane_of(traffic: Traffic, event: int) -> tuple[int, int]:
+    """The stream and the pool of an allocation."""
+    lane = int(traffic.stream[event])
+    assert traffic.lane_stream is not None
+    assert traffic.lane_pool is not None
+    return int(traffic.lane_stream[lane]), int(traffic.lane_pool[lane])
+
+
+def test_lanes_are_streams_until_private_pools_begin() -> None:
+    streams, pools = np.array([0, 7, 7, 0, 2]), np.array([0, 0, 40_000, 3, 3])
+    lanes = Lanes([streams], [pools])
+    numbers = lanes.of(streams, pools)
+    assert numbers[:2].tolist() == [0, 7]
+    assert len(set(numbers.tolist())) == 5
+    assert len(lanes.stream) == 8 + 3
+    assert lanes.stream[numbers].tolist() == streams.tolist()
+    assert lanes.pool[numbers].tolist() == pools.tolist()
+    assert len(Lanes([streams], [np.zeros(5, dtype=int)]).stream) == 0
+
+
+def test_private_pools_begin_and_end_by_their_numbers(tmp_path: Path) -> None:
+    events = [
+        ("pool_begin", -1, 0),
+        ("alloc", 0, MIB),
+        ("pool_end", -1, 0),
+        ("pool_release", -1, 0),
+        ("pool_release", -1, 0),
+    ]
+    traffic = traffic_of(
+        write_trace(
+            tmp_path / "one.parquet",
+            events,
+            device=["cuda:0"] * 5,
+            pool=[3, 3, 0, 0, 0],
+            value=[None, None, 3, 3, None],
+        )
+    )
+    # The last does not say which pool it means.
+    assert [NAMES[code] for code in traffic.op.tolist()] == [name for name, *_ in events[:4]]
+    assert traffic.value is not None
+    assert traffic.value.tolist() == [3, 0, 3, 3]
+    path = write_trace(
+        tmp_path / "two.parquet", events[:1], device=["cuda:0"], value=[70_000], pool=[0]
+    )
+    with pytest.raises(BrokenFileError, match="name private pools 70000 to 70000"):
+        traffic_of(path)
+    path = write_trace(tmp_path / "three.parquet", events[1:2], device=["cuda:0"], pool=[70_000])
+    with pytest.raises(BrokenFileError, match="row 0 has pool 70000"):
+        traffic_of(path)
 
 
 def test_cuda_events_are_numbered_without_gaps_and_those_without_a_number_are_passed_over(
