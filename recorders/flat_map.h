@@ -28,6 +28,14 @@ class FlatMap {
     }
   }
 
+  // Calls `see` with each key and its value, in no order.
+  template <typename See>
+  void ForEach(See see) const {
+    for (const Slot& slot : slots_) {
+      if (slot.key != kNoKey) see(slot.key, slot.value);
+    }
+  }
+
   // `key` must not be in the map.
   void Insert(std::uint64_t key, const Value& value) {
     if ((size_ + 1) * 2 > slots_.size()) Grow();

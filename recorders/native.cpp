@@ -85,6 +85,7 @@ nb::dict ParseControl(nb::bytes bytes) {
   control["zero_byte_allocs"] = page.zero_byte_allocs;
   control["forked_children"] = page.forked_children;
   control["steps_seen"] = page.steps_seen != 0;
+  control["removed_bytes"] = page.removed_bytes;
   return control;
 }
 
@@ -99,11 +100,16 @@ nb::dict NextRows(SpoolConverter& converter, std::size_t count) {
   columns["event"] = ToNumpy(std::move(rows.event));
   columns["id"] = ToNumpy(std::move(rows.id));
   columns["size"] = ToNumpy(std::move(rows.size));
+  columns["device"] = ToNumpy(std::move(rows.device));
+  columns["stream"] = ToNumpy(std::move(rows.stream));
   columns["thread"] = ToNumpy(std::move(rows.thread));
+  columns["pool"] = ToNumpy(std::move(rows.pool));
   columns["step"] = ToNumpy(std::move(rows.step));
   columns["phase"] = ToNumpy(std::move(rows.phase));
   columns["scope"] = ToNumpy(std::move(rows.scope));
   columns["stack"] = ToNumpy(std::move(rows.stack));
+  columns["duration_ns"] = ToNumpy(std::move(rows.duration_ns));
+  columns["value"] = ToNumpy(std::move(rows.value));
   columns["label"] = ToNumpy(std::move(rows.label));
   return columns;
 }
@@ -116,6 +122,7 @@ nb::dict Counts(const SpoolConverter& converter) {
   counts["unreadable_records"] = merge.losses().unreadable_records;
   counts["broken_segments"] = merge.losses().broken_segments;
   counts["missing_segments"] = merge.losses().missing_segments;
+  counts["rows_before"] = converter.rows_before();
   counts["unmatched_frees"] = converter.unmatched_frees();
   counts["reused_addresses"] = converter.reused_addresses();
   return counts;
@@ -167,6 +174,7 @@ NB_MODULE(_native, m) {
       },
       nb::sig("def read_clock() -> tuple[int, int]"),
       "Processor ticks and CLOCK_MONOTONIC nanoseconds at one moment.");
+  m.attr("REMOVED_BYTES_OFFSET") = offsetof(spool::ControlPage, removed_bytes);
   m.def("parse_control", &ParseControl, "page"_a,
         "The fields of a spool's control page; ValueError says what is wrong with it.");
 
@@ -210,12 +218,34 @@ NB_MODULE(_native, m) {
       .def(
           "__init__",
           [](SpoolConverter* self, const std::filesystem::path& folder, std::uint64_t first_ticks,
-             double nanoseconds_per_tick, bool steps_seen) {
-            new (self) SpoolConverter(folder, {first_ticks, nanoseconds_per_tick}, steps_seen);
+             double nanoseconds_per_tick, bool steps_seen, nb::bytes state, std::uint64_t until,
+             std::uint64_t known_until, bool key_frame) {
+            SpoolState from;
+            if (state.size() != 0) from = SpoolState::FromBytes({state.c_str(), state.size()});
+            new (self) SpoolConverter(folder, {first_ticks, nanoseconds_per_tick}, steps_seen,
+                                      std::move(from), {until, known_until}, key_frame);
           },
-          "folder"_a, "first_ticks"_a, "nanoseconds_per_tick"_a, "steps_seen"_a)
+          "folder"_a, "first_ticks"_a, "nanoseconds_per_tick"_a, "steps_seen"_a,
+          "state"_a = nb::bytes("", 0), "until"_a = Until::kNever, "known_until"_a = Until::kNever,
+          "key_frame"_a = false)
       .def("next_rows", &NextRows, "count"_a,
            "Columns of about `count` further rows, fewer at the end, as numpy arrays.")
+      .def(
+          "state",
+          [](const SpoolConverter& self) {
+            const std::string bytes = self.State().ToBytes();
+            return nb::bytes(bytes.data(), bytes.size());
+          },
+          "Where the conversion stands after the rows given so far, for one that goes on.")
+      .def(
+          "finished",
+          [](const SpoolConverter& self) {
+            const SpoolState state = self.State();
+            nb::list others;
+            for (const std::uint64_t sequence : state.finished.others) others.append(sequence);
+            return nb::make_tuple(state.finished.below, others);
+          },
+          "Numbers of the segments that are done with: all below the first, and others.")
       .def("counts", &Counts, "Records read so far, and what could not be used.")
       .def(
           "scopes",

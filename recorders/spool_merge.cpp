@@ -4,8 +4,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <charconv>
 #include <cstring>
+#include <iterator>
 #include <limits>
 #include <set>
 
@@ -48,18 +50,24 @@ spool::Kind KindOf(const spool::Record& record) {
 
 constexpr std::uint64_t kLargestThread = std::numeric_limits<std::int32_t>::max();
 
-bool IsKnown(const spool::Record& record) {
+bool IsKnown(const spool::Record& record, const spool::Detail& detail) {
   const spool::Kind kind = KindOf(record);
-  if (kind > spool::Kind::kMark) return false;
+  if (kind > spool::Kind::kDevice) return false;
   if (kind == spool::Kind::kThread) return record.kind_and_value >> 8 <= kLargestThread;
+  if (kind == spool::Kind::kDevice) {
+    if (detail.device == spool::kCpu || detail.device >= spool::kDevices || detail.stream < -1 ||
+        detail.pool > kLargestThread || detail.event >= spool::Event::kCount) {
+      return false;
+    }
+  }
   return record.address != std::numeric_limits<std::uint64_t>::max();
 }
 
 // How many records are written, by bisection: written ones come first, the rest reads as zeros.
-std::uint64_t CountRecords(const File& file, std::uint64_t file_bytes) {
-  std::uint64_t low = 0;
+std::uint64_t CountRecords(const File& file, std::uint64_t file_bytes, std::uint64_t read) {
+  std::uint64_t low = read;
   std::uint64_t high = (file_bytes - sizeof(spool::SegmentHeader)) / sizeof(spool::Record);
-  while (low < high) {
+  while (low < high) {  // a file that was cut short may hold fewer than were read
     const std::uint64_t middle = low + (high - low) / 2;
     spool::Record record{};
     file.Read(&record, sizeof record,
@@ -78,6 +86,18 @@ bool AllZero(const char* bytes, std::size_t count) {
 }
 
 }  // namespace
+
+bool FinishedSegments::Holds(std::uint64_t sequence) const {
+  return sequence < below || std::binary_search(others.begin(), others.end(), sequence);
+}
+
+void FinishedSegments::Add(std::uint64_t sequence) {
+  if (Holds(sequence)) return;
+  others.insert(std::lower_bound(others.begin(), others.end(), sequence), sequence);
+  auto first = others.begin();
+  for (; first != others.end() && *first == below; ++first) ++below;
+  others.erase(others.begin(), first);
+}
 
 bool SegmentReader::Refill(SpoolLosses* losses) {
   buffer_.resize(kRecordsPerRead);
@@ -104,23 +124,35 @@ bool SegmentReader::NextRaw(spool::Record* record, SpoolLosses* losses) {
 
 bool SegmentReader::Advance(SpoolLosses* losses) {
   spool::Record record{};
-  if (!NextRaw(&record, losses)) return false;
-  if (!IsKnown(record)) {
+  spool::Detail detail{};
+  std::uint64_t read = 0;
+  do {
+    if (!NextRaw(&record, losses)) return false;  // a detail of nothing is of an event never told
+    ++read;
+    if (KindOf(record) != spool::Kind::kDetail) break;
+    detail = std::bit_cast<spool::Detail>(record);
+  } while (true);
+  if (!IsKnown(record, detail)) {
     // What follows a broken record in its segment cannot be believed; it is counted.
     do {
       ++losses->unreadable_records;
     } while (NextRaw(&record, losses));
     return false;
   }
+  end_ += read;
   record.ticks = std::max(record.ticks, current_.ticks);
   current_ = record;
+  detail_ = detail;
   if (KindOf(record) == spool::Kind::kThread) {
     thread_ = static_cast<std::int32_t>(record.kind_and_value >> 8);
   }
   return true;
 }
 
-SpoolMerge::SpoolMerge(const std::filesystem::path& process_folder) {
+SpoolMerge::SpoolMerge(const std::filesystem::path& process_folder,
+                       std::vector<SegmentProgress> begun, FinishedSegments finished,
+                       std::uint64_t until)
+    : until_(until) {
   const std::string prefix = "events-";
   std::set<std::uint64_t> numbers;
   for (const auto& entry : std::filesystem::directory_iterator(process_folder)) {
@@ -130,19 +162,29 @@ SpoolMerge::SpoolMerge(const std::filesystem::path& process_folder) {
     const char* end = name.data() + name.size();
     const auto parsed = std::from_chars(name.data() + prefix.size(), end, number);
     if (parsed.ec != std::errc{} || parsed.ptr != end) continue;
+    if (finished.Holds(number)) continue;
     numbers.insert(number);
-    Look(entry.path());
+    Look(entry.path(), begun);
   }
+  for (const SegmentProgress& segment : begun) {
+    // Counted, not guessed at: it was there before.
+    if (numbers.insert(segment.sequence).second) ++losses_.missing_segments;
+  }
+  numbers.insert(finished.others.begin(), finished.others.end());
   if (!numbers.empty()) {
-    losses_.missing_segments = *numbers.rbegin() - *numbers.begin() + 1 - numbers.size();
+    const std::uint64_t first = finished.below == 0 ? *numbers.begin() : finished.below;
+    losses_.missing_segments +=
+        *numbers.rbegin() + 1 - std::min(first, *numbers.rbegin() + 1) -
+        static_cast<std::uint64_t>(std::distance(numbers.lower_bound(first), numbers.end()));
   }
   std::sort(waiting_.begin(), waiting_.end(), [](const Waiting& left, const Waiting& right) {
-    return std::pair(left.first_ticks, left.header.sequence) >
-           std::pair(right.first_ticks, right.header.sequence);
+    return std::pair(left.first_ticks, left.from.sequence) >
+           std::pair(right.first_ticks, right.from.sequence);
   });
 }
 
-void SpoolMerge::Look(const std::filesystem::path& path) {
+void SpoolMerge::Look(const std::filesystem::path& path,
+                      const std::vector<SegmentProgress>& begun) {
   struct {
     spool::SegmentHeader header;
     spool::Record first;
@@ -162,13 +204,26 @@ void SpoolMerge::Look(const std::filesystem::path& path) {
     return;
   }
   NameThread(static_cast<std::int32_t>(start.header.thread), start.header.thread_id);
+  SegmentProgress from{start.header.sequence, 0, 0, static_cast<std::int32_t>(start.header.thread)};
+  for (const SegmentProgress& known : begun) {
+    if (known.sequence == from.sequence) from = known;
+  }
   if (got < static_cast<std::ptrdiff_t>(sizeof start) ||
       KindOf(start.first) == spool::Kind::kNone) {
     return;
   }
   std::error_code ignored;
-  total_records_ += CountRecords(file, std::filesystem::file_size(path, ignored));
-  waiting_.push_back({path, start.header, start.first.ticks});
+  const std::uint64_t records =
+      CountRecords(file, std::filesystem::file_size(path, ignored), from.records);
+  // The header was read first: what it says to be closed has all its records.
+  if (start.header.closed != 0) closed_.emplace(from.sequence, records);
+  if (records <= from.records) return;
+  total_records_ += records - from.records;
+  spool::Record next[2] = {};
+  file.Read(next, sizeof next, sizeof(spool::SegmentHeader) + from.records * sizeof(spool::Record));
+  // A detail has no time of its own; the record after it has.
+  const spool::Record& first = next[KindOf(next[0]) == spool::Kind::kDetail ? 1 : 0];
+  waiting_.push_back({path, from, std::max(first.ticks, from.ticks)});
 }
 
 void SpoolMerge::NameThread(std::int32_t number, std::uint64_t thread_id) {
@@ -199,7 +254,7 @@ void SpoolMerge::SiftDown(std::size_t place) {
 
 void SpoolMerge::Start() {
   const Waiting& next = waiting_.back();
-  SegmentReader reader(next.path, next.header);
+  SegmentReader reader(next.path, next.from);
   waiting_.pop_back();
   if (!reader.Advance(&losses_)) return;
   std::size_t number = readers_.size();
@@ -224,10 +279,10 @@ bool SpoolMerge::Next(MergedRecord* merged) {
          (heap_.empty() || waiting_.back().first_ticks <= readers_[heap_[0]].record().ticks)) {
     Start();
   }
-  if (heap_.empty()) return false;
+  if (heap_.empty() || readers_[heap_[0]].record().ticks > until_) return false;
   SegmentReader& reader = readers_[heap_[0]];
-  *merged = {reader.record(), reader.thread(), reader.sequence()};
-  ++records_read_;
+  *merged = {reader.record(), reader.thread(), reader.sequence(), reader.end(), reader.detail()};
+  records_read_ += merged->kind() == spool::Kind::kDevice ? 2 : 1;
   if (merged->kind() == spool::Kind::kThread) NameThread(merged->thread, merged->record.address);
   if (!reader.Advance(&losses_)) {
     spare_.push_back(heap_[0]);

@@ -10,17 +10,48 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from workbench.common.errors import BrokenFileError
 from workbench.recorders._native import SpoolConverter, parse_control
+from workbench.recorders.spool.facts import described, device_name
 from workbench.recorders.spool.names import Names
+from workbench.recorders.spool.progress import Progress
 from workbench.recorders.trace.metadata import TraceMetadata
-from workbench.recorders.trace.schema import PHASES
+from workbench.recorders.trace.schema import PHASES, SCHEMA, TEXT_COLUMNS
 from workbench.recorders.trace.stacks import write_stacks
 from workbench.recorders.trace.writer import TraceWriter
 
 _ROWS_AT_ONCE = 500_000
-_EVENTS = pa.array(["alloc", "free", "mark"])
+# In the order of spool::Event.
+_EVENTS = pa.array(
+    [
+        "alloc",
+        "free",
+        "mark",
+        "live",
+        "free_completed",
+        "oom",
+        "record_stream",
+        "synchronize",
+        "event_record",
+        "event_wait",
+        "empty_cache",
+        "set_fraction",
+        "pool_begin",
+        "pool_end",
+        "pool_release",
+        "capture_begin",
+        "capture_end",
+        "graph_replay",
+        "segment_alloc",
+        "segment_free",
+        "segment_map",
+        "segment_unmap",
+        "query",
+        "sample",
+    ]
+)
 _STOP_REASONS = {1: "the disk was full", 2: "the spool reached its size limit"}
 _REMEDY = "nothing of this process can be saved; record it again"
 
@@ -79,23 +110,22 @@ def convert_process(
         UsageError: `output` cannot be created.
         RunError: the disk is full; `output` is then as it was before.
     """
-    control = _read_control(process_folder)
-    first_ticks, slope = _clock_line(control, end_clock)
+    control = read_control(process_folder)
+    before = Progress.load(process_folder)
     names = Names(process_folder / "names")
-    converter = SpoolConverter(process_folder, first_ticks, slope, control["steps_seen"])
+    converter = continued(process_folder, control, before, end_clock=end_clock)
     stacks = names.stacks
     stacks_path: Path | None = None
     try:
-        with TraceWriter(output, metadata) as writer:
-            columns = _Columns(names, stacks)
-            while True:
-                rows = converter.next_rows(_ROWS_AT_ONCE)
+        with TraceWriter(output, {**metadata, **described(names, metadata)}) as writer:
+            for number in range(before.parts):
+                _write_part(before.part(process_folder, number), writer)
+            columns = RowWriter(names, stacks)
+            while columns.write_next(converter, writer, _ROWS_AT_ONCE):
                 counts = converter.counts()
-                if len(rows["id"]) == 0:
-                    break
-                writer.write(columns.of(rows, converter))
                 if progress is not None:
                     progress(min(counts["records_read"], counts["total_records"]), _total(counts))
+            counts = converter.counts()
             lost = control["lost_events"] + counts["unreadable_records"]
             reason = _lost_reason(control, counts)
             writer.metadata.update(
@@ -108,6 +138,8 @@ def convert_process(
                 forked_children=control["forked_children"],
                 threads={str(number): thread for number, thread in converter.threads().items()},
                 stacks=bool(stacks) or writer.metadata["stacks"],
+                dropped_events=counts["rows_before"],
+                recorded=list(dict.fromkeys([*writer.metadata["recorded"], *columns.devices])),
             )
             # Before the trace: one that names stacks must never be without them.
             stacks_path = write_stacks(output, list(stacks.values()))
@@ -132,10 +164,64 @@ def convert_process(
     )
 
 
-class _Columns:
-    """Turns the converter's numbers into the columns of a trace."""
+def continued(
+    process_folder: Path,
+    control: Mapping[str, Any],
+    before: Progress,
+    *,
+    end_clock: tuple[int, int] | None,
+    until: tuple[int, int] | None = None,
+) -> SpoolConverter:
+    """A converter that goes on where `before` ended.
+
+    Args:
+        process_folder: of the spool.
+        control: its control page, as `read_control` gave it.
+        before: what has been done already.
+        end_clock: (ticks, nanoseconds), a late reading of both clocks.
+        until: ticks after which no row is made, and ticks up to which all records are there;
+            without it the whole spool is converted, which begins with a key frame where a ring
+            dropped what came before.
+
+    Raises:
+        BrokenFileError: what has been done already cannot be read.
+    """
+    first_ticks, slope = _clock_line(control, end_clock)
+    limits = {"until": until[0], "known_until": until[1]} if until is not None else {}
+    try:
+        return SpoolConverter(
+            process_folder,
+            first_ticks,
+            slope,
+            control["steps_seen"],
+            before.state,
+            key_frame=before.is_ring and until is None,
+            **limits,
+        )
+    except ValueError as error:
+        raise BrokenFileError(process_folder / "progress", str(error), _REMEDY) from error
+
+
+def _write_part(path: Path, writer: TraceWriter) -> None:
+    """Copy the rows that were converted while the program ran."""
+    try:
+        with pq.ParquetFile(path, read_dictionary=list(TEXT_COLUMNS)) as file:
+            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
+                writer.write({name: batch.column(name) for name in SCHEMA.names})
+    except (pa.ArrowException, FileNotFoundError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise BrokenFileError(path, f"cannot be read ({reason})", _REMEDY) from error
+
+
+class RowWriter:
+    """Turns the converter's numbers into the columns of a trace, and writes them.
+
+    Attributes:
+        devices: names of devices seen, in order of first use.
+    """
 
     def __init__(self, names: Names, stacks: Mapping[int, str]) -> None:
+        self.devices: dict[str, None] = {}
         self._names = names
         self._scope_texts: dict[str, int] = {}
         self._scope_codes = np.array([], np.int32)
@@ -143,18 +229,25 @@ class _Columns:
         for row, number in enumerate(stacks):
             self._stack_rows[number] = row
 
-    def of(self, rows: Mapping[str, Any], converter: SpoolConverter) -> dict[str, Any]:
-        """The columns of `rows`, as `TraceWriter.write` takes them."""
-        count = len(rows["id"])
-        zeros = np.zeros(count, np.int32)
-        columns = {name: rows[name] for name in ("time_ns", "id", "size", "thread", "step")}
+    def write_next(self, converter: SpoolConverter, writer: TraceWriter, rows: int) -> bool:
+        """Write about `rows` further rows; false at the end."""
+        found = converter.next_rows(rows)
+        if len(found["id"]) == 0:
+            return False
+        writer.write(self._columns(found, converter))
+        return True
+
+    def _columns(self, rows: Mapping[str, Any], converter: SpoolConverter) -> dict[str, Any]:
+        copied = ("time_ns", "id", "size", "stream", "thread", "pool", "step")
+        columns = {name: rows[name] for name in copied}
         columns |= {
             "event": _texts(rows["event"].astype(np.int32), _EVENTS),
-            "device": _texts(zeros, pa.array(["cpu"])),
-            "stream": zeros,
-            "pool": zeros,
+            "device": self._devices(rows["device"]),
             "phase": _texts(rows["phase"].astype(np.int32), pa.array(PHASES)),
         }
+        for name in ("duration_ns", "value"):
+            if rows[name].max() >= 0:
+                columns[name] = pa.array(rows[name], mask=rows[name] < 0)
         if rows["scope"].max() >= 0:
             self._name_scopes(converter)
             codes = self._scope_codes[rows["scope"]]
@@ -169,6 +262,14 @@ class _Columns:
                 pa.string(),
             )
         return columns
+
+    def _devices(self, codes: npt.NDArray[np.uint16]) -> pa.DictionaryArray:
+        used = np.flatnonzero(np.bincount(codes))
+        places = np.zeros(used[-1] + 1, np.int32)
+        places[used] = np.arange(len(used), dtype=np.int32)
+        names = [device_name(int(code)) for code in used]
+        self.devices |= dict.fromkeys(names)
+        return _texts(places[codes], pa.array(names))
 
     def _name_scopes(self, converter: SpoolConverter) -> None:
         numbers = converter.scopes()
@@ -189,7 +290,12 @@ def _texts(
     return pa.DictionaryArray.from_arrays(pa.array(codes, mask=mask), texts)
 
 
-def _read_control(process_folder: Path) -> dict[str, Any]:
+def read_control(process_folder: Path) -> dict[str, Any]:
+    """The fields of a process's control page.
+
+    Raises:
+        BrokenFileError: it is missing or broken.
+    """
     path = process_folder / "control"
     try:
         control: dict[str, Any] = parse_control(path.read_bytes())

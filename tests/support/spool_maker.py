@@ -8,7 +8,35 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ALLOC, FREE, CONTEXT, THREAD, MARK = 1, 2, 3, 4, 5
+ALLOC, FREE, CONTEXT, THREAD, MARK, DETAIL, DEVICE = 1, 2, 3, 4, 5, 6, 7
+PINNED, CUDA = 1, 2
+"""Devices; CUDA + 1 is ``cuda:1``."""
+EVENTS = [
+    "alloc",
+    "free",
+    "mark",
+    "live",
+    "free_completed",
+    "oom",
+    "record_stream",
+    "synchronize",
+    "event_record",
+    "event_wait",
+    "empty_cache",
+    "set_fraction",
+    "pool_begin",
+    "pool_end",
+    "pool_release",
+    "capture_begin",
+    "capture_end",
+    "graph_replay",
+    "segment_alloc",
+    "segment_free",
+    "segment_map",
+    "segment_unmap",
+    "query",
+    "sample",
+]
 MAGIC = b"WBSPOOL1"
 
 
@@ -38,8 +66,42 @@ def mark(ticks: int, label: int) -> bytes:
     return record(ticks, MARK, 0, label)
 
 
-def header(number: int, sequence: int, thread_id: int = 0) -> bytes:
-    return struct.pack("<8sIIQQ32x", MAGIC, 1, number, thread_id or 1000 + number, sequence)
+def detail(
+    event: int,
+    device: int,
+    stream: int = 0,
+    pool: int = 0,
+    duration: int = 0,
+    value: int | None = None,
+) -> bytes:
+    has_value, number = value is not None, value or 0
+    return struct.pack(
+        "<QiIHHIQ", duration, stream, pool, device, event, has_value, number << 8 | DETAIL
+    )
+
+
+def device(
+    ticks: int,
+    event: str,
+    device: int = CUDA,
+    *,
+    address: int = 0,
+    size: int = 0,
+    stream: int = 0,
+    pool: int = 0,
+    duration: int = 0,
+    value: int | None = None,
+    stack: int = 0,
+) -> bytes:
+    """What the hook writes for an event of a device: two records."""
+    first = detail(EVENTS.index(event), device, stream, pool, duration, value)
+    return first + record(ticks, DEVICE, address, size, 0, stack)
+
+
+def header(number: int, sequence: int, thread_id: int = 0, closed: bool = False) -> bytes:
+    return struct.pack(
+        "<8sIIQQQ24x", MAGIC, 1, number, thread_id or 1000 + number, sequence, closed
+    )
 
 
 @dataclass
@@ -56,10 +118,11 @@ class Control:
     forked_children: int = 0
     steps_seen: int = 1
     process_id: int = 4321
+    removed_bytes: int = 0
 
     def to_bytes(self) -> bytes:
         return struct.pack(
-            "<8sIIIIQQQQQQQQQ",
+            "<8sIIIIQQQQQQQQQQ",
             MAGIC,
             1,
             self.process_id,
@@ -72,6 +135,7 @@ class Control:
             self.zero_byte_allocs,
             self.forked_children,
             self.steps_seen,
+            self.removed_bytes,
         )
 
 
@@ -83,6 +147,7 @@ class Segment:
     spare_bytes: int = 320
     """Zeros after the last record: files are allocated ahead."""
     sequence: int | None = None
+    closed: bool = False
 
 
 @dataclass
@@ -98,7 +163,9 @@ class Spool:
         (self.folder / "control").write_bytes(self.control.to_bytes().ljust(4096, b"\0"))
         for place, segment in enumerate(segments):
             sequence = place if segment.sequence is None else segment.sequence
-            content = header(segment.number, sequence) + b"".join(segment.records)
+            content = header(segment.number, sequence, closed=segment.closed) + b"".join(
+                segment.records
+            )
             (self.folder / f"events-{sequence}").write_bytes(content + bytes(segment.spare_bytes))
         lines = [
             json.dumps({"kind": kind, "id": number, "text": text}) for kind, number, text in names

@@ -158,7 +158,9 @@ std::uint64_t session() { return spool::active_session.load(std::memory_order_re
 }  // namespace
 
 WORKBENCH_EXPORT const HookFace* wb_face() {
-  static constexpr HookFace face = {&thread_scope, &session, &spool::define_name,
-                                    &spool::set_stack_finder};
+  static constexpr HookFace face = {&thread_scope,       &session,
+                                    &spool::define_name, &spool::set_stack_finder,
+                                    &spool::now,         &spool::record_device,
+                                    &spool::call_ended};
   return &face;
 }

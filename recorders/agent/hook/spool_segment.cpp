@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <new>
 
 #ifndef MADV_POPULATE_WRITE
@@ -85,7 +86,7 @@ Segment* make_segment(int in_folder, std::uint64_t number, std::size_t bytes, St
   segment->base = base;
   segment->bytes = bytes;
   segment->next = reinterpret_cast<Record*>(base + sizeof(SegmentHeader));
-  auto* const header = reinterpret_cast<SegmentHeader*>(base);
+  SegmentHeader* const header = header_of(segment);
   header->version = kVersion;
   header->thread = ~0U;
   header->sequence = number;
@@ -95,6 +96,15 @@ Segment* make_segment(int in_folder, std::uint64_t number, std::size_t bytes, St
 Record* end_of(const Segment* segment) {
   const std::size_t records = (segment->bytes - sizeof(SegmentHeader)) / sizeof(Record);
   return reinterpret_cast<Record*>(segment->base + sizeof(SegmentHeader)) + records;
+}
+
+SegmentHeader* header_of(const Segment* segment) {
+  return reinterpret_cast<SegmentHeader*>(segment->base);
+}
+
+void finish(Segment* segment) {
+  std::atomic_ref(header_of(segment)->closed).store(1, std::memory_order_release);
+  drop(segment);
 }
 
 void drop(Segment* segment) {

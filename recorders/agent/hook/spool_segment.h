@@ -25,7 +25,10 @@ void* map_file(int in_folder, const char* name, std::size_t bytes, int* error);
 // Null, and *reason set, where there is no room.
 Segment* make_segment(int in_folder, std::uint64_t number, std::size_t bytes, StopReason* reason);
 Record* end_of(const Segment* segment);
-// Unmaps it; the file stays.
+SegmentHeader* header_of(const Segment* segment);
+// Says that nothing more will be written and unmaps it; the file stays.
+void finish(Segment* segment);
+// Unmaps it.
 void drop(Segment* segment);
 
 }  // namespace workbench::spool

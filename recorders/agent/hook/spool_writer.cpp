@@ -12,9 +12,8 @@
 
 #include <algorithm>
 #include <new>
-#include <string>
-#include <unordered_map>
 
+#include "spool_names.h"
 #include "spool_segment.h"
 
 namespace workbench::spool {
@@ -46,8 +45,8 @@ bool count_forks = true;
 std::uint64_t last_session = 0;  // counts recordings
 std::uint64_t paused_session = 0;
 int folder = -1;
-int names_file = -1;
-std::uint64_t bytes_left = 0;  // of the spool limit
+std::uint64_t limit = 0;       // bytes of all segments
+std::uint64_t bytes_made = 0;  // of segments, since the recording began
 std::uint64_t keep_free = 0;   // of the disk, for the program
 std::uint64_t segments_made = 0;
 std::uint32_t threads_seen = 0;
@@ -62,14 +61,6 @@ class Locked {
   Locked(const Locked&) = delete;
   Locked& operator=(const Locked&) = delete;
 };
-
-using Numbers = std::unordered_map<std::string, std::uint32_t>;
-
-// Numbers by kind and text; each kind counts for itself.
-std::unordered_map<std::string, Numbers>& names() {
-  static auto* const table = new std::unordered_map<std::string, Numbers>;
-  return *table;
-}
 
 std::uint64_t thread_id() { return static_cast<std::uint64_t>(syscall(SYS_gettid)); }
 
@@ -88,11 +79,14 @@ struct Ticket {
 };
 
 bool reserve(std::size_t bytes, Ticket* ticket, StopReason* reason) {
-  if (bytes > bytes_left || !leaves_room_for_the_program(bytes)) {
+  // What another process has taken away meanwhile is room again.
+  const std::uint64_t removed = std::atomic_ref(control->removed_bytes).load();
+  if (bytes_made - std::min(removed, bytes_made) + bytes > limit ||
+      !leaves_room_for_the_program(bytes)) {
     *reason = StopReason::kSpoolLimit;
     return false;
   }
-  bytes_left -= bytes;
+  bytes_made += bytes;
   *ticket = {segments_made++, bytes};
   return true;
 }
@@ -106,9 +100,9 @@ Segment* make_segment_now(std::size_t bytes, StopReason* reason) {
   return segment;
 }
 
-bool has_room(const Cursor& cursor) {
+bool has_room(const Cursor& cursor, std::ptrdiff_t records) {
   return cursor.session == active_session.load(std::memory_order_relaxed) &&
-         cursor.next != cursor.end;
+         cursor.end - cursor.next >= records;
 }
 
 std::uint64_t stamp(const Cursor& cursor, Kind kind) {
@@ -187,12 +181,12 @@ void give_back_segment(Cursor& cursor) {
   forget_segment(cursor);
   settle_quick_thread();
   if (segment == nullptr) return;
-  if (segment->session == last_session && end_of(segment) - next >= 2) {
+  if (segment->session == last_session && end_of(segment) - next >= 4) {
     segment->next = next;
     segment->link = reusable;
     reusable = segment;
   } else {
-    drop(segment);
+    finish(segment);
   }
 }
 
@@ -238,7 +232,7 @@ void use_segment(Cursor& cursor, Segment* segment) {
 
 // A new owner says who it is: in the header of a new segment, else in a record.
 void sign_segment(Cursor& cursor, Segment* segment, std::uint32_t number, std::uint64_t id) {
-  auto* const header = reinterpret_cast<SegmentHeader*>(segment->base);
+  SegmentHeader* const header = header_of(segment);
   segment->thread = number;
   segment->thread_id = id;
   if (header->thread == ~0U) {
@@ -298,19 +292,19 @@ bool take_next_segment(Cursor& cursor) {
     spare_bytes = std::min(wanted * 4, kLargestSegmentBytes);
     pthread_cond_signal(&spare_wanted);
   }
-  drop(full);
+  finish(full);
   return true;
 }
 
 // Attaches the thread, or takes its next segment. False: nothing is being recorded, or this event
 // cannot be, and is counted as lost.
-bool make_room(Cursor& cursor) {
+bool make_room(Cursor& cursor, std::ptrdiff_t records) {
   const Locked locked;
   const std::uint64_t session = active_session.load(std::memory_order_relaxed);
   if (session == 0) return false;
   if (session != kLosing) {
     if (cursor.session != session ? attach_thread(cursor)
-                                  : has_room(cursor) || take_next_segment(cursor)) {
+                                  : has_room(cursor, records) || take_next_segment(cursor)) {
       return true;
     }
   }
@@ -318,20 +312,9 @@ bool make_room(Cursor& cursor) {
   return false;
 }
 
-void append_escaped(std::string& line, const char* text) {
-  for (const char* at = text; *at != '\0'; ++at) {
-    const auto value = static_cast<unsigned char>(*at);
-    if (value == '"' || value == '\\') {
-      line += '\\';
-      line += *at;
-    } else if (value < 0x20) {
-      char code[8];
-      snprintf(code, sizeof code, "\\u%04x", value);
-      line += code;
-    } else {
-      line += *at;
-    }
-  }
+std::uint32_t stack_number() {
+  auto* const finder = find_stack.load(std::memory_order_relaxed);
+  return finder != nullptr ? finder() : 0;
 }
 
 void set_up_process() {
@@ -350,8 +333,6 @@ int start_session(const SessionOptions& options) {
   const Locked locked;
   set_up_process();
   if (folder >= 0) close(folder);
-  if (names_file >= 0) close(names_file);
-  names_file = -1;
   names().clear();
   folder = open(options.folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (folder < 0) return errno;
@@ -364,7 +345,8 @@ int start_session(const SessionOptions& options) {
   page->first = page->last = read_both_clocks(use_ticks);
   memcpy(page->magic, kMagic, sizeof kMagic);
   control = page;  // the page of an earlier recording stays mapped: a late thread may count there
-  bytes_left = options.limit_bytes;
+  limit = options.limit_bytes;
+  bytes_made = 0;
   keep_free = options.keep_free_bytes;
   count_forks = options.count_forks;
   segments_made = 0;
@@ -423,36 +405,48 @@ void set_stack_finder(std::uint32_t (*finder)()) {
 void record_slowly(Kind kind, std::uint64_t address, std::uint64_t value) {
   if (!recording()) return;
   // First: it may run Python code, whose frees take the room that is found next.
-  auto* const finder = find_stack.load(std::memory_order_relaxed);
-  const std::uint32_t stack = finder != nullptr && kind == Kind::kAlloc ? finder() : 0;
+  const std::uint32_t stack = kind == Kind::kAlloc ? stack_number() : 0;
   Cursor& cursor = own_cursor();
-  if (!has_room(cursor) && !make_room(cursor)) return;
+  if (!has_room(cursor, 1) && !make_room(cursor, 1)) return;
   put(cursor, stamp(cursor, kind), kind, address, value, stack);
+}
+
+std::uint64_t now() { return use_ticks ? ticks_after_acquire() : monotonic_ns(); }
+
+OpenCall record_device(const DeviceEvent& event, bool has_stack) {
+  if (!recording()) return {};
+  const std::uint32_t stack = has_stack ? stack_number() : 0;
+  Cursor& cursor = own_cursor();
+  if (!has_room(cursor, 2) && !make_room(cursor, 2)) return {};
+  const std::uint64_t ticks = now();
+  auto* const detail = reinterpret_cast<Detail*>(cursor.next++);
+  const bool has_value = event.value >= 0;
+  *detail = {
+      .ticks = event.began == 0 || event.began >= ticks ? 0 : ticks - event.began,
+      .stream = event.stream,
+      .pool = event.pool,
+      .device = event.device,
+      .event = event.event,
+      .has_value = has_value,
+      .kind_and_value = (has_value ? static_cast<std::uint64_t>(event.value) << 8 : 0) |
+                        static_cast<std::uint64_t>(Kind::kDetail),
+  };
+  put(cursor, ticks, Kind::kDevice, event.address, event.bytes, stack);
+  return {detail, header_of(cursor.segment)->sequence, ticks};
+}
+
+void call_ended(const OpenCall& call) {
+  if (call.detail == nullptr) return;
+  const Cursor& cursor = own_cursor();
+  // Elsewhere by now, and the memory of the detail unmapped: how long it took stays unknown.
+  if (cursor.segment == nullptr || header_of(cursor.segment)->sequence != call.segment) return;
+  call.detail->ticks = now() - call.began;
 }
 
 std::uint32_t define_name(const char* kind, const char* text) {
   const Locked locked;
   if (!recording() && paused_session == 0) return 0;
-  Numbers& numbers = names()[kind];
-  const auto known = numbers.find(text);
-  if (known != numbers.end()) return known->second;
-  if (names_file < 0) {
-    names_file = openat(folder, "names", O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
-    if (names_file < 0) return 0;
-  }
-  const auto number = static_cast<std::uint32_t>(numbers.size() + 1);
-  std::string line = R"({"kind": ")" + std::string(kind) + R"(", "id": )" + std::to_string(number) +
-                     R"(, "text": ")";
-  append_escaped(line, text);
-  line += "\"}\n";
-  const auto written = write(names_file, line.data(), line.size());
-  if (written != static_cast<ssize_t>(line.size())) {
-    // What is there of the line would join the next one.
-    if (written > 0) (void)!write(names_file, "\n", 1);
-    return 0;
-  }
-  numbers.emplace(text, number);
-  return number;
+  return names().define(folder, kind, text);
 }
 
 }  // namespace workbench::spool

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "clock.h"
+#include "hook_face.h"
 #include "spool_format.h"
 
 namespace workbench::spool {
@@ -70,6 +71,12 @@ inline bool recording() { return active_session.load(std::memory_order_relaxed) 
 
 // For a thread that has to ask.
 __attribute__((noinline)) void record_slowly(Kind kind, std::uint64_t address, std::uint64_t value);
+
+// An event of a device, which takes two records; see HookFace.
+OpenCall record_device(const DeviceEvent& event, bool has_stack);
+void call_ended(const OpenCall& call);
+// The clock of the records, read after what came before.
+std::uint64_t now();
 
 inline void put(Cursor& cursor, std::uint64_t ticks, Kind kind, std::uint64_t address,
                 std::uint64_t value, std::uint32_t stack) {
