@@ -24,6 +24,7 @@ from workbench.common.version import __version__
 from workbench.recorders.recovery import ABOUT, HowItEnded
 
 SCOPES = ("op", "module")
+SMALLEST_RING = 16 << 20
 AGENT_FOLDER = Path(__file__).parent / "agent"
 _MEMORY_BACKED = {"tmpfs", "ramfs"}
 
@@ -41,6 +42,8 @@ class RecordOptions:
         spool: folder to put the spool in; by default beside `output`.
         spool_limit: bytes of spool per process after which recording stops; by default half of
             what the disk has free.
+        ring: keep only about this many bytes of each process's spool, the latest; None: all.
+        converts_live: turn what can be turned into Parquet while the program runs.
     """
 
     output: Path
@@ -50,6 +53,8 @@ class RecordOptions:
     force: bool = False
     spool: Path | None = None
     spool_limit: int | None = None
+    ring: int | None = None
+    converts_live: bool = False
 
 
 @dataclass
@@ -81,6 +86,20 @@ def check_scopes(scopes: Sequence[str]) -> tuple[str, ...]:
         if scope not in SCOPES:
             raise UsageError(f"scope {scope!r} is unknown; use {' or '.join(SCOPES)}, or both")
     return tuple(dict.fromkeys(scopes))
+
+
+def check_ring(ring_bytes: int) -> int:
+    """`ring_bytes`, if it holds more than the segments that are being written to.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if ring_bytes < SMALLEST_RING:
+        raise UsageError(
+            f"--ring {ring_bytes} is too small: segments have up to 4 MiB and are kept while a "
+            f"thread writes to them; ask for {SMALLEST_RING >> 20}MiB or more"
+        )
+    return ring_bytes
 
 
 def build_parts(options: RecordOptions) -> None:
