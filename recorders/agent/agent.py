@@ -22,8 +22,17 @@ from types import ModuleType
 from typing import Any
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
-_HOOK = ("cpu_hook.cpp", "spool_segment.cpp", "spool_writer.cpp")
-_HEADERS = ("clock.h", "hook_face.h", "spool_format.h", "spool_segment.h", "spool_writer.h")
+_HOOK = ("cpu_hook.cpp", "spool_names.cpp", "spool_segment.cpp", "spool_writer.cpp")
+_HEADERS = (
+    "clock.h",
+    "hook_face.h",
+    "spool_format.h",
+    "spool_names.h",
+    "spool_segment.h",
+    "spool_writer.h",
+)
+_FACE = ("hook_face.h", "spool_format.h")
+_CUDA = ("cuda_hook", "cuda_numbers", "cuda_peaks", "cuda_records")
 # Settings that explain a recording. Everything else in the environment may be a secret.
 _KEPT_VARIABLES = (
     "PYTORCH_ALLOC_CONF",
@@ -51,7 +60,9 @@ def load_beside(name: str, path: str) -> ModuleType:
     return module
 
 
-def build_parts(builder: Any, torch_folder: str | None, stacks: bool, ops: bool) -> dict[str, str]:
+def build_parts(
+    builder: Any, torch_folder: str | None, stacks: bool, ops: bool, cuda: bool = True
+) -> dict[str, str]:
     """Paths of the compiled parts: the hook, and what the options need beside it."""
     from pathlib import Path
 
@@ -65,7 +76,7 @@ def build_parts(builder: Any, torch_folder: str | None, stacks: bool, ops: bool)
             builder.build(
                 "scope_op",
                 [folder / "scope_op.cpp"],
-                headers=[folder / "hook_face.h"],
+                headers=[folder / name for name in _FACE],
                 libraries=("c10", "torch_cpu"),
                 torch=torch,
             )
@@ -75,12 +86,53 @@ def build_parts(builder: Any, torch_folder: str | None, stacks: bool, ops: bool)
             builder.build(
                 "stacks",
                 [folder / "stacks.cpp"],
-                headers=[folder / "hook_face.h"],
+                headers=[folder / name for name in _FACE],
                 uses_python=True,
                 torch=torch,
             )
         )
+    if cuda and torch.cuda:
+        try:
+            parts["cuda"] = build_cuda_part(builder, torch)
+            parts["pinned"] = build_pinned_part(builder, torch)
+        except builder.TorchBuildError as error:
+            parts["no_cuda"] = str(error)
     return parts
+
+
+def build_cuda_part(builder: Any, torch: Any, shared: Sequence[Any] = ()) -> str:
+    """Path of the hook for CUDA memory; `shared` are libraries to be loaded before torch's."""
+    from pathlib import Path
+
+    folder = Path(_HERE) / "hook"
+    headers = [f"{name}.h" for name in (*_CUDA[1:], "cuda_forward")]
+    return str(
+        builder.build(
+            "cuda_hook",
+            [folder / f"{name}.cpp" for name in _CUDA],
+            headers=[folder / name for name in (*headers, *_FACE)],
+            libraries=("c10", "c10_cuda"),
+            shared=shared,
+            uses_cuda=True,
+            torch=torch,
+        )
+    )
+
+
+def build_pinned_part(builder: Any, torch: Any) -> str:
+    """Path of the hook for pinned memory."""
+    from pathlib import Path
+
+    folder = Path(_HERE) / "hook"
+    return str(
+        builder.build(
+            "pinned_hook",
+            [folder / "pinned_hook.cpp"],
+            headers=[folder / name for name in _FACE],
+            libraries=("c10", "torch_cpu"),
+            torch=torch,
+        )
+    )
 
 
 class Options:
@@ -198,6 +250,14 @@ class Recording:
         for name in ("ops", "stacks"):
             if name in parts:
                 self._start_part(parts[name], name)
+        if "no_cuda" in parts:
+            self._not_recorded("CUDA and pinned memory", parts["no_cuda"])
+        if "cuda" in parts:
+            cuda = load_beside("_workbench_cuda", os.path.join(_HERE, "cuda.py"))
+            try:
+                self._undo.append(cuda.CudaRecording(torch, self.hook, parts).remove)
+            except (OSError, AttributeError) as error:  # the CPU is recorded all the same
+                self._not_recorded("CUDA and pinned memory", str(error))
         if "module" in options.scopes:
             modules = load_beside("_workbench_modules", os.path.join(_HERE, "module_scope.py"))
             self._undo.append(modules.ModuleScope(torch, self.hook).remove)
@@ -218,6 +278,11 @@ class Recording:
         if error != 0:
             reason = os.strerror(error) if error > 0 else "PyTorch kept its own allocator"
             raise RuntimeError(f"the hook could not start in {self.folder}: {reason}")
+
+    def _not_recorded(self, what: str, reason: str) -> None:
+        print(f"wb: {what} will not be recorded: {reason}", file=sys.stderr, flush=True)
+        note = json.dumps({"text": f"{what}: {reason}"})
+        self.hook.wb_define_name(b"note", note.encode())
 
     def _start_part(self, path: str, name: str) -> None:
         part = ctypes.CDLL(path)

@@ -84,7 +84,7 @@ def test_the_program_finds_everything_as_in_a_plain_run(tmp_path: Path) -> None:
         for command in ([sys.executable], [*WB, "record"])
     )
     seen, expected = json.loads(recorded.stdout), json.loads(plain.stdout)
-    ours = {"_workbench_recorder", "_workbench_torch_build", "_workbench_phases"}
+    ours = {"_workbench_recorder", "_workbench_torch_build", "_workbench_phases", "_workbench_cuda"}
     assert set(seen.pop("modules")) - ours == set(expected.pop("modules"))
     assert seen == expected
     assert open_trace(str(tmp_path / "train.parquet")).metadata["program"] == arguments
