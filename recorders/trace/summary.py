@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from workbench.recorders._native import TraceSummary
 from workbench.recorders.trace.checks import OPS, TextCodes
@@ -55,6 +58,23 @@ class DeviceSummary:
 
 
 @dataclass(frozen=True)
+class PeakCheck:
+    """The highest sum of requested bytes on a device, by PyTorch's report and by the trace.
+
+    PyTorch counts memory that was freed while other streams used it until they are done with it.
+
+    Attributes:
+        device: its name in the trace.
+        reported: bytes, as PyTorch reported them when recording ended.
+        in_trace: bytes, summed up over the rows in the same way.
+    """
+
+    device: str
+    reported: int
+    in_trace: int
+
+
+@dataclass(frozen=True)
 class Bucket:
     """Numbers in [`low`, `high`): how many, and bytes where the numbers are sizes."""
 
@@ -78,6 +98,7 @@ class FileSummary:
         sizes: requested sizes of allocations, by power of two.
         lifetimes_in_events, lifetimes_in_ns: from allocation to free, of what was freed.
         metadata: the file's.
+        peak_checks: for each device whose peak PyTorch reported and the trace can reach.
     """
 
     path: str
@@ -91,6 +112,7 @@ class FileSummary:
     lifetimes_in_events: list[Bucket]
     lifetimes_in_ns: list[Bucket]
     metadata: dict[str, Any]
+    peak_checks: list[PeakCheck] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Plain dictionaries and lists."""
@@ -109,6 +131,8 @@ def summarise(file: TraceFile, progress: Callable[[int, int], None] | None = Non
         BrokenFileError: the file cannot be read or is damaged.
     """
     native = TraceSummary()
+    reported = _reported_peaks(file)
+    held = _HeldMemory(file) if reported else None
     events, devices, phases, scopes = TextCodes(), TextCodes(), TextCodes(), TextCodes()
     counts = np.zeros(0, np.int64)
     first_time: int | None = None
@@ -125,16 +149,17 @@ def summarise(file: TraceFile, progress: Callable[[int, int], None] | None = Non
         ops = np.array([OPS.get(text or "", 0) for text in events.texts], np.uint8)
         times = batch.column("time_ns").to_numpy()
         steps = batch.column("step").to_numpy()
-        native.add(
-            times,
-            ops[event_codes],
-            batch.column("id").to_numpy(),
+        row_ops, ids = ops[event_codes], batch.column("id").to_numpy()
+        others = (
             batch.column("size").to_numpy(),
             devices.encode(batch.column("device")),
             steps,
             phases.encode(batch.column("phase")),
             scopes.encode(batch.column("scope")),
         )
+        native.add(times, row_ops, ids, *others)
+        if held is not None:
+            held.native.add(times, held.ops(row_ops, ids), ids, *others)
         first_time = int(times[0]) if first_time is None else first_time
         last_time = int(times[-1])
         last_step = max(last_step, int(steps.max()))
@@ -155,7 +180,46 @@ def summarise(file: TraceFile, progress: Callable[[int, int], None] | None = Non
         lifetimes_in_events=_buckets(native.lifetimes_in_events()),
         lifetimes_in_ns=_buckets(native.lifetimes_in_ns()),
         metadata=dict(file.metadata),
+        peak_checks=held.checks(reported, devices) if held is not None else [],
     )
+
+
+def _reported_peaks(file: TraceFile) -> dict[str, int]:
+    """Peaks of requested bytes by device, where the trace has all that led to them."""
+    about = file.metadata
+    if about["dropped_events"] or not about["complete"]:
+        return {}
+    return {
+        device: peaks["requested"]
+        for device, peaks in about["reported_peaks"].items()
+        if peaks.get("requested") is not None and not peaks.get("requested_before")
+    }
+
+
+class _HeldMemory:
+    """Sums up memory as PyTorch does: freed when other streams are done with it, too."""
+
+    def __init__(self, file: TraceFile) -> None:
+        self.native = TraceSummary()
+        completed = []
+        for batch in file.batches(("event", "id")):
+            is_completed = pc.equal(batch.column("event").cast(pa.string()), "free_completed")
+            completed.append(batch.column("id").filter(is_completed).to_numpy())
+        self._completed = np.concatenate(completed) if completed else np.zeros(0, np.int64)
+
+    def ops(self, ops: npt.NDArray[np.uint8], ids: npt.NDArray[np.int64]) -> Any:
+        """`ops`, with frees that completed later put where they completed."""
+        is_later = np.isin(ids, self._completed)
+        found = np.where(is_later & (ops == OPS["free"]), 0, ops)
+        return np.where(found == OPS["free_completed"], OPS["free"], found).astype(np.uint8)
+
+    def checks(self, reported: Mapping[str, int], devices: TextCodes) -> list[PeakCheck]:
+        """The trace's own peaks beside those that were reported."""
+        own = {
+            str(devices.texts[code]): entry["peak_bytes"]
+            for code, entry in enumerate(self.native.devices())
+        }
+        return [PeakCheck(name, peak, own.get(name, 0)) for name, peak in reported.items()]
 
 
 def _devices(

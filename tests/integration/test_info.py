@@ -136,6 +136,53 @@ def test_a_folder_of_ranks(wb: Callable[..., Done], tmp_path: Path) -> None:
     assert (refused.returncode, "holds 2 files" in refused.stderr) == (2, True)
 
 
+def test_ranks_are_listed_with_their_devices(wb: Callable[..., Done], tmp_path: Path) -> None:
+    for rank in range(2):
+        write_trace(
+            tmp_path / f"rank={rank}.parquet",
+            [("alloc", 0, 100), ("alloc", 1, 200)],
+            device=["cpu", f"cuda:{rank}"],
+            metadata={"rank": rank, "world_size": 2},
+        )
+    lines = wb("info", tmp_path).stdout.splitlines()
+    for rank in range(2):
+        assert any(f"rank={rank}.parquet" in line and f"cuda:{rank}" in line for line in lines)
+
+
+def held_trace(path: Path, **peaks: int | None) -> Path:
+    """100 bytes that another stream holds after their free, and 50 more meanwhile."""
+    events = [
+        ("alloc", 0, 100),
+        ("record_stream", 0, 100),
+        ("free", 0, 100),
+        ("alloc", 1, 50),
+        ("free_completed", 0, 100),
+        ("alloc", 2, 60),
+    ]
+    about = {"reported_peaks": {"cuda:0": peaks}}
+    return write_trace(path, events, about, device=["cuda:0"] * len(events))
+
+
+def test_the_trace_is_held_against_the_peak_that_pytorch_reported(
+    wb: Callable[..., Done], tmp_path: Path
+) -> None:
+    right = wb("info", held_trace(tmp_path / "right.parquet", requested=150))
+    assert "peak of requested bytes on cuda:0: as PyTorch reported it" in right.stdout
+    assert "Warning" not in right.stdout
+    wrong = wb("info", held_trace(tmp_path / "wrong.parquet", requested=160))
+    words = " ".join(wrong.stdout.split())
+    assert "PyTorch reported a peak of 160 requested bytes, the trace comes to 150" in words
+    later = held_trace(tmp_path / "later.parquet", requested=160, requested_before=160)
+    assert json.loads(wb("info", later, "--json").stdout)["files"][0]["peak_checks"] == []
+    unknown = held_trace(tmp_path / "unknown.parquet", requested=None)
+    assert json.loads(wb("info", unknown, "--json").stdout)["files"][0]["peak_checks"] == []
+
+
+def test_a_ring_says_where_it_begins(wb: Callable[..., Done], tmp_path: Path) -> None:
+    path = write_trace(tmp_path / "run.parquet", metadata={"dropped_events": 12345})
+    assert "begins 12,345 events into the recording" in " ".join(wb("info", path).stdout.split())
+
+
 def test_no_events(wb: Callable[..., Done], tmp_path: Path) -> None:
     path = write_trace(tmp_path / "run.parquet", [])
     assert "holds no events" in wb("info", path).stdout

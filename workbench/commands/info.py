@@ -157,6 +157,9 @@ def _overview(summary: FileSummary, several: bool) -> Table:
         "span": _span(summary),
         "steps": f"{summary.last_step:,} completed" if summary.last_step >= 0 else "none seen",
     }
+    if summary.peak_checks and all(c.in_trace == c.reported for c in summary.peak_checks):
+        checked = ", ".join(check.device for check in summary.peak_checks)
+        rows["checked"] = f"peak of requested bytes on {checked}: as PyTorch reported it"
     if summary.first_time_ns is not None and summary.last_time_ns is not None and summary.events:
         rate = (summary.last_time_ns - summary.first_time_ns) / summary.events
         rows["span"] += f", one event in {format_duration(rate)}"
@@ -213,6 +216,11 @@ def warnings(summary: FileSummary) -> Iterator[str]:
             if count
             else f"the trace is incomplete ({reason}); peaks outside of it are not known"
         )
+    if about["dropped_events"]:
+        yield (
+            f"the trace begins {about['dropped_events']:,} events into the recording, which were "
+            "dropped to keep the last part (--ring); what was live there is in it as live events"
+        )
     if about["unmatched_frees"]:
         yield (
             f"{about['unmatched_frees']:,} frees had no allocation in the recording and are left "
@@ -223,6 +231,12 @@ def warnings(summary: FileSummary) -> Iterator[str]:
             f"{about['reused_addresses']:,} allocations stay live because their free was never "
             "seen; live memory is too high by them"
         )
+    for check in summary.peak_checks:
+        if check.in_trace != check.reported:
+            yield (
+                f"{check.device}: PyTorch reported a peak of {check.reported:,} requested bytes, "
+                f"the trace comes to {check.in_trace:,}: some memory went past the recorder"
+            )
     if about["forked_children"]:
         yield f"{about['forked_children']:,} forked children were not recorded"
 
