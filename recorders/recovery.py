@@ -137,14 +137,16 @@ def convert_spool(
 def _path_beside(
     output: Path, process_id: int, metadata: Mapping[str, Any], taken: set[Path]
 ) -> Path:
-    """Where the trace of a process other than the leader goes: its id is in the file's name.
+    """Where the trace of a process other than the leader goes: its rank or its id is in the name.
 
     One process id can stand for several programs: one replaced by the next, or one long after the
     other, in this recording or an earlier one, whose trace stays what it is.
     """
+    rank = metadata.get("rank")
+    who = f"pid-{process_id}" if rank is None else f"rank-{rank}"
     for number in itertools.count(1):
         suffix = "" if number == 1 else f"-{number}"
-        path = output.with_name(f"{output.stem}.pid-{process_id}{suffix}.parquet")
+        path = output.with_name(f"{output.stem}.{who}{suffix}.parquet")
         if path not in taken and (not path.exists() or _is_trace_of(path, metadata)):
             return path
     raise AssertionError  # counting has no end
