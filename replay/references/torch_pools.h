@@ -79,6 +79,7 @@ class Pools {
 #if WORKBENCH_TORCH_SINCE(13)
     original().markCaptureBegin(device_);
 #endif
+    go_on_with(stream);
   }
 
   void end_capture(std::int32_t stream) {
@@ -93,6 +94,7 @@ class Pools {
 #if WORKBENCH_TORCH_SINCE(13)
     original().markCaptureEnd(device_);
 #endif
+    go_on_with(capturing_.empty() ? 0 : *capturing_.begin());
   }
 
   bool had_captures() const { return had_captures_; }
@@ -107,7 +109,17 @@ class Pools {
   }
 
  private:
-  static c10::MempoolId_t id(std::int32_t pool) { return {static_cast<c10::CaptureId_t>(pool), 0}; }
+  // The original takes what is done on a thread whose current stream is captured for captured.
+  void go_on_with(std::int32_t stream) {
+    c10::cuda::setCurrentCUDAStream(
+        stream == 0 ? c10::cuda::getDefaultCUDAStream(device_)
+                    : c10::cuda::getStreamFromExternal(streams_.of(stream), device_));
+  }
+
+  // Not the same again in this process: the original may not forget a pool that was given back.
+  c10::MempoolId_t id(std::int32_t pool) const {
+    return {first_ + static_cast<c10::CaptureId_t>(pool), 0};
+  }
 
   void leave(std::int32_t pool, bool was_there) {
     end(pool);
@@ -115,8 +127,10 @@ class Pools {
   }
 
   static inline thread_local std::int32_t asked_ = 0;  // the pool of this thread's allocation
+  static inline std::atomic<c10::CaptureId_t> next_ = 0;
+  const c10::CaptureId_t first_ = next_.fetch_add(c10::CaptureId_t{1} << 20);
   const c10::DeviceIndex device_;
-  [[maybe_unused]] Streams& streams_;
+  Streams& streams_;
   std::vector<wb_lane> lanes_;
   std::recursive_mutex mutex_;  // around what follows
   bool had_captures_ = false;
