@@ -37,6 +37,8 @@ void* wb_cuda_stub_stream(int32_t number);
 
 /* How often a function of the runtime or the driver was called, by its name. */
 uint64_t wb_cuda_stub_calls(const char* function);
+/* How many ranges of addresses are reserved (cuMemAddressReserve). */
+size_t wb_cuda_stub_ranges(void);
 
 /* What a launch of the kernel of this name (mangled, unless it is extern "C") does; without one it
  * does nothing. `arguments` are pointers to copies of the kernel's; their sizes are `sizes`. */

@@ -105,6 +105,11 @@ using namespace cuda_stub;
 
 extern "C" {
 
+size_t wb_cuda_stub_ranges() {
+  const std::lock_guard guard(mutex());
+  return ranges.size();
+}
+
 CUresult cuMemAddressReserve(CUdeviceptr* address, size_t bytes, size_t, CUdeviceptr,
                              unsigned long long) {
   CUDA_STUB_ENTER();

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <atomic>
 #include <string>
+#include <string_view>
 #include <utility>
+#include <vector>
 
 #include "original.h"
 #include "torch_cuda.h"
@@ -34,22 +36,32 @@ std::string with_defaults(std::string_view text) {
   return all;
 }
 
-// The device that the next allocator has. A share of it that was set once cannot be taken back, so
-// over the stand-in, whose devices are all one, the next then has another.
-struct Turn {
-  int device = 0;
-  bool has_share = false;
-  bool taken = false;
+// PyTorch keeps how large a device is, and that a share of it was set once. Over the stand-in,
+// whose devices are all one, an allocator that wants it otherwise has a device of its own; a GPU is
+// one.
+struct Known {
+  std::uint64_t total;
+  bool has_share;
+  bool is_spoilt;  // it kept something
 };
-Turn turn;
+std::vector<Known> known;
+bool is_taken = false;
+
+// The number of a device of this size; -1 where there are no more.
+c10::DeviceIndex choose_device(std::uint64_t total, bool shares) {
+  for (std::size_t i = 0; i < known.size(); ++i) {
+    const bool fits =
+        !known[i].is_spoilt && known[i].total == total && (shares || !known[i].has_share);
+    if (fits || kDevices == 1) return static_cast<c10::DeviceIndex>(i);
+  }
+  if (known.size() == kDevices) return -1;
+  known.push_back({total, false, false});
+  return static_cast<c10::DeviceIndex>(known.size() - 1);
+}
 
 struct Instance {
-  Instance(const wb_host& from, bool is_expandable)
-      : host(from),
-        expandable(is_expandable),
-        streams(host),
-        device(static_cast<c10::DeviceIndex>(turn.device)),
-        pools(device, streams) {}
+  Instance(const wb_host& from, bool is_expandable, c10::DeviceIndex on)
+      : host(from), expandable(is_expandable), streams(host), device(on), pools(device, streams) {}
 
   c10::CachingDeviceAllocator::DeviceStats stats() const {
     return original().getDeviceStats(device);
@@ -57,6 +69,7 @@ struct Instance {
 
   const wb_host host;
   const bool expandable;
+  const std::size_t ranges_before = reserved_ranges();
   Streams streams;
   const c10::DeviceIndex device;
   Pools pools;
@@ -78,45 +91,63 @@ double allowed_part([[maybe_unused]] const wb_host& host) {
   return 1;
 }
 
-void set_share(double share) {
-  original().setMemoryFraction(share, static_cast<c10::DeviceIndex>(turn.device));
-  turn.has_share = true;
+void set_share(double share, c10::DeviceIndex device) {
+  original().setMemoryFraction(share, device);
+  known[static_cast<std::size_t>(device)].has_share = true;
 }
 
-bool begin_turn(const wb_host& host, std::string_view text, char* error, std::size_t error_size) {
-  if (turn.taken) {
-    return refuse("PyTorch has one caching allocator in a process, and it is in use", error,
-                  error_size);
-  }
-  if (!read_settings(with_defaults(text), error, error_size)) return false;
+// The device of the next allocator, empty; -1, and why, where there can be none.
+c10::DeviceIndex begin_turn(const wb_host& host, std::string_view text, char* error,
+                            std::size_t error_size) {
+  const auto cannot = [&](const char* why) -> c10::DeviceIndex {
+    refuse(why, error, error_size);
+    return -1;
+  };
+  if (is_taken) return cannot("PyTorch has one caching allocator in a process, and it is in use");
+  if (!read_settings(with_defaults(text), error, error_size)) return -1;
   start_cuda();
   const double share =
-      c10::cuda::CUDACachingAllocator::CUDAAllocatorConfig::per_process_memory_fraction();
-  if (turn.has_share && share >= 1 && turn.device + 1 < kDevices)
-    turn = {.device = turn.device + 1};
-  be_on(static_cast<c10::DeviceIndex>(turn.device));
-  original().init(turn.device + 1);
-  if (original()
-          .getDeviceStats(static_cast<c10::DeviceIndex>(turn.device))
-          .reserved_bytes[kAll]
-          .current != 0) {
-    return refuse("PyTorch's allocator kept memory of the replay before this one", error,
-                  error_size);
+      c10::cuda::CUDACachingAllocator::CUDAAllocatorConfig::per_process_memory_fraction() *
+      allowed_part(host);
+  const c10::DeviceIndex device = choose_device(host.total, share < 1);
+  if (device < 0) return cannot("PyTorch has no more devices in this process; start another");
+  original().init(static_cast<int>(known.size()));
+  be_on(device);
+  if (known[static_cast<std::size_t>(device)].is_spoilt) {
+    return cannot("PyTorch's allocator kept memory of the replay before this one");
   }
-  const double part = allowed_part(host);
-  if (share * part < 1 || turn.has_share) set_share(share * part);
-  turn.taken = true;
-  return true;
+  if (share < 1 || known[static_cast<std::size_t>(device)].has_share) set_share(share, device);
+  is_taken = true;
+  return device;
 }
 
 void* create(const wb_host* host, const char* configuration, char* error, std::size_t error_size) {
   use(host);
-  if (is_ready(*host, "native", error, error_size) &&
-      begin_turn(*host, configuration, error, error_size)) {
-    return new Instance(*host, setting(configuration, "expandable_segments") == "True");
+  c10::DeviceIndex device = -1;
+  if (is_ready(*host, "native", error, error_size)) {
+    device = begin_turn(*host, configuration, error, error_size);
+  }
+  if (device >= 0) {
+    return new Instance(*host, setting(configuration, "expandable_segments") == "True", device);
   }
   use(nullptr);
   return nullptr;
+}
+
+// A range of addresses that nothing could be mapped into stays until something was.
+void give_ranges_back(const Instance& instance) {
+  constexpr std::size_t kSmall = 1;
+  constexpr std::size_t kLarge = 2 << 20;
+  for (const cudaStream_t stream : instance.streams.used()) {
+    for (const std::size_t bytes : {kSmall, kLarge}) {
+      try {
+        original().raw_delete(original().raw_alloc_with_stream(bytes, stream));
+      } catch (const c10::OutOfMemoryError&) {
+        // Its share leaves no room; what is left is seen by who calls this.
+      }
+    }
+  }
+  original().emptyCache();
 }
 
 void destroy(void* allocator) {
@@ -132,11 +163,15 @@ void destroy(void* allocator) {
     }
   }
   original().emptyCache();
+  const auto stats = instance.stats();
+  if (instance.expandable && stats.num_alloc_retries > 0) give_ranges_back(instance);
+  known[static_cast<std::size_t>(instance.device)].is_spoilt =
+      reserved_ranges() > instance.ranges_before || stats.reserved_bytes[kAll].current != 0;
   original().resetAccumulatedStats(instance.device);
   original().resetPeakStats(instance.device);
   delete &instance;
   use(nullptr);
-  turn.taken = false;
+  is_taken = false;
 }
 
 void* allocate_from(Instance& instance, std::uint64_t bytes, const wb_lane& lane) {
@@ -224,7 +259,8 @@ void capture_end(void* allocator, std::int32_t stream) {
   self(allocator).pools.end_capture(stream);
 }
 void set_fraction(void* allocator, std::int64_t millionths) {
-  set_share(static_cast<double>(millionths) / 1e6 * allowed_part(self(allocator).host));
+  const Instance& instance = self(allocator);
+  set_share(static_cast<double>(millionths) / 1e6 * allowed_part(instance.host), instance.device);
 }
 
 const wb_interface interface = {

@@ -16,6 +16,7 @@
 #include <exception>
 #include <string>
 #include <string_view>
+#include <vector>
 
 // WORKBENCH_OVER_STUB: compiled over the stand-in for the CUDA runtime, which gets everything from
 // the workbench; else over the real one.
@@ -38,9 +39,11 @@ namespace reference {
 #ifdef WORKBENCH_OVER_STUB
 constexpr int kDevices = 64;
 inline void use(const wb_host* host) { wb_cuda_stub_use(host); }
+inline std::size_t reserved_ranges() { return wb_cuda_stub_ranges(); }
 #else
 constexpr int kDevices = 1;
 inline void use(const wb_host*) {}
+inline std::size_t reserved_ranges() { return 0; }  // not known
 #endif
 
 // What ATen does when CUDA is first used; without it expandable segments do not work.
@@ -115,6 +118,15 @@ inline void record_use(void* memory, cudaStream_t stream, c10::DeviceIndex devic
 class Streams {
  public:
   explicit Streams(const wb_host& host) : host_(host) {}
+
+  // Which of them have been asked for; the first 64 only.
+  std::vector<cudaStream_t> used() const {
+    std::vector<cudaStream_t> all = {nullptr};
+    for (const std::atomic<void*>& one : known_) {
+      if (void* const stream = one.load()) all.push_back(static_cast<cudaStream_t>(stream));
+    }
+    return all;
+  }
 
   cudaStream_t of(std::int32_t number) {
     if (number <= 0) return nullptr;

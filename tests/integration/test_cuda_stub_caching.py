@@ -13,8 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from caching_settings import MIB, random_settings
-from cuda_stub_runs import UNAVAILABLE, golden_of, hold_against_pytorch, replayed
+from caching_settings import MIB
+from cuda_stub_runs import (
+    UNAVAILABLE,
+    golden_of,
+    hold_against_pytorch,
+    replayed,
+    settings_for_pytorch,
+)
 from engine_events import make_events, read_golden
 from random_operations import random_operations
 from trace_maker import write_trace
@@ -68,7 +74,7 @@ def test_random_programs_go_alike_under_random_settings(seed: int) -> None:
     events = make_events(random_operations(rng, rng.choice([60, 300, 1200])))
     for _ in range(3):
         hold_against_pytorch(
-            events, random_settings(rng), rng.choice(CAPACITIES), rng.choice(COMPLETIONS)
+            events, settings_for_pytorch(rng), rng.choice(CAPACITIES), rng.choice(COMPLETIONS)
         )
 
 

@@ -220,7 +220,8 @@ class Model(Captures):
     def miss(self, pool: str, stream: int, size: int) -> Block | None:
         """Rule 7."""
         self.collect_garbage()
-        if self.conf.throws and self.reserved() + self.segment_size(size) > self.limit:
+        whole = self.conf.fraction >= 1
+        if self.conf.throws and whole and self.reserved() + self.segment_size(size) > self.limit:
             self.counts["rejections"] += 1
             return None
         block = self.new_segment(pool, stream, size)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from caching_settings import MIB, Conf, random_settings
 
 from workbench.replay import _engine
 from workbench.replay.allocators import runs_as
@@ -22,6 +24,15 @@ COLUMNS = (
     *("retries", "ooms", "oom", "device_allocs", "device_frees", "device_used"),
 )
 ALLOC = _engine.JOURNAL_ACTIONS["alloc"]
+
+
+def settings_for_pytorch(rng: random.Random) -> str:
+    """Random settings, without those whose expandable segments no driver maps."""
+    while True:
+        drawn = random_settings(rng)
+        conf = Conf.read(drawn)
+        if not conf.expandable or conf.large_segment % (2 * MIB) == 0:
+            return drawn
 
 
 class Difference(AssertionError):

@@ -113,6 +113,8 @@ def test_wrong_settings_are_refused_in_a_sentence_that_names_them(
         (f"{THRESHOLD}:0.5", f"without {FRACTION}"),
         (f"{THRESHOLD}:0.5,{FRACTION}:1", f"without {FRACTION}"),
         (f"expandable_segments:True,{SPLIT}:128", "grow"),
+        ("expandable_segments:True,large_segment_size_mb:31", "odd"),
+        (f"throw_on_cudamalloc_oom:True,{FRACTION}:0.9", f"with {FRACTION} below 1"),
         (f"{ROUNDING}:64", f"without {SPLIT}"),
         ("pinned_use_cuda_host_register:True", "pinned_use_cuda_host_register"),
         ("pinned_num_register_threads:4", "pinned_num_register_threads"),

@@ -239,7 +239,7 @@ def build(
     if uses_cuda:
         flags += ["-isystem", str(find_cuda_headers(torch).folder)]
     # What torch's libraries need is looked for where ours is told to only by old-style paths.
-    flags += ["-Wl,--disable-new-dtags"] if shared else []
+    flags += ["-Wl,--disable-new-dtags", "-Wl,--no-as-needed"] if shared else []
     for file in shared:
         flags += [str(file), f"-Wl,-rpath,{file.parent}"]
     flags += _flags(torch, libraries, uses_python)

@@ -7,7 +7,8 @@ namespace workbench::caching {
 
 Block* Caching::fresh_block(Lane& lane, Bytes size) {
   if (settings_.collects_garbage()) collect_garbage();
-  if (settings_.throw_on_oom && reserved() + segment_size(size) > limit_) {
+  if (settings_.throw_on_oom && settings_.memory_fraction >= 1 &&
+      reserved() + segment_size(size) > limit_) {
     ++shared_.rejections;
     return nullptr;
   }

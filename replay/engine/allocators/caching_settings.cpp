@@ -10,6 +10,8 @@ namespace workbench::caching {
 namespace {
 
 constexpr std::string_view kDivisions = "roundup_power2_divisions";
+// What the driver maps is a multiple of this.
+constexpr Bytes kDriverPage = 2 * kMiB;
 
 Bytes mebibytes(std::int64_t count) { return std::min(count, kEiB / kMiB) * kMiB; }
 
@@ -133,6 +135,16 @@ CachingSettings::CachingSettings(const Settings& settings) {
         "garbage_collection_threshold does nothing without per_process_memory_fraction below 1, "
         "as in PyTorch");
   }
+  if (throw_on_oom && memory_fraction < 1) {
+    warnings.push_back(
+        "throw_on_cudamalloc_oom does nothing with per_process_memory_fraction below 1, as in "
+        "PyTorch");
+  }
+  if (expandable_segments && large_segment % kDriverPage != 0) {
+    warnings.push_back(
+        "large_segment_size_mb is odd: the driver maps expandable segments in multiples of 2 MiB, "
+        "so PyTorch would end with its error");
+  }
   if (expandable_segments && max_split != kNoLimit) {
     warnings.push_back(
         "max_split_size_mb with expandable_segments:True refuses large free blocks to small "
@@ -187,7 +199,7 @@ const std::vector<SettingHelp>& caching_settings_help() {
        "[MB:divisions,…,>:divisions]"},
       {"expandable_segments", "True: segments grow in place, page by page; False by default"},
       {"throw_on_cudamalloc_oom",
-       "True: fail at once where a new segment would pass the allowed memory; False by default"},
+       "True: fail at once where a new segment would pass the device's memory; False by default"},
       {"release_lock_on_cudamalloc", "True or False; moves no bytes"},
       {"graph_capture_record_stream_reuse",
        "True: blocks that other streams used are free for their own stream before a capture ends, "
