@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.cuda_stub,
     pytest.mark.skipif(bool(UNAVAILABLE), reason=UNAVAILABLE or "it is here"),
 ]
-CAPACITIES = [24 * MIB, 45 * MIB, 64 * MIB + 4321, 101 * MIB, 160 * MIB, 250 * MIB, None]
+CAPACITIES = [32 * MIB, 45 * MIB, 64 * MIB + 4321, 101 * MIB, 160 * MIB, 250 * MIB, None]
 COMPLETIONS = ["recorded", "recorded", "immediate", "never", "delay:3", "delay:40"]
 
 
@@ -32,10 +32,12 @@ def _rules_are_of_this_release() -> None:
 @pytest.mark.parametrize("seed", range(100))
 def test_random_programs_with_pools_and_captures_go_alike(seed: int) -> None:
     rng = random.Random(seed)
-    events = make_events(random_pool_operations(rng, rng.choice([60, 300, 1200]), avoids=True))
     for _ in range(3):
+        settings = random_settings(rng)
+        reuses = "reuse:True" in settings
+        program = random_pool_operations(rng, rng.choice([60, 300, 1200]), True, reuses)
         hold_against_pytorch(
-            events, random_settings(rng), rng.choice(CAPACITIES), rng.choice(COMPLETIONS)
+            make_events(program), settings, rng.choice(CAPACITIES), rng.choice(COMPLETIONS)
         )
 
 

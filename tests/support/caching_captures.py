@@ -49,6 +49,10 @@ class Captures(State):
         """What the program does to private pools, captures and CUDA events."""
         if op == "pool_begin":
             self.uses[number] = self.uses.get(number, 0) + 1
+        elif op == "pool_end" and self.conf.reuses:
+            of_pool = [free for free in self.deferred if free.block.segment.private == number]
+            self.deferred = [free for free in self.deferred if free not in of_pool]
+            self.end_deferrals(of_pool)
         elif op == "pool_release":
             self.uses[number] = max(self.uses.get(number, 1) - 1, 0)
         elif op == "capture_begin":
@@ -72,8 +76,12 @@ class Captures(State):
         self.deferred.append(Deferred(number, block, streams, is_captured))
 
     def end_deferral(self) -> None:
-        """Rule 16: of streams that were only recorded during a capture nothing is waited for."""
+        """Of all."""
         deferred, self.deferred = self.deferred, []
+        self.end_deferrals(deferred)
+
+    def end_deferrals(self, deferred: list[Deferred]) -> None:
+        """Rule 16: of streams that were only recorded during a capture nothing is waited for."""
         for free in deferred:
             block = free.block
             before = [stream for stream in free.streams if stream not in block.used_in_capture]
@@ -83,6 +91,7 @@ class Captures(State):
                 self.wait_for(block, before)
             else:
                 self.become_free(block)
+        self.step()
 
     def end_capture(self) -> None:
         """One of them; with the last, nothing is captured."""

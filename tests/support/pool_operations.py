@@ -17,11 +17,15 @@ class PoolProgram:
         avoids: where PyTorch's own binary goes wrong is left out: it does not forget streams that
             were recorded in a capture on a block that outlived it, and, with expandable segments,
             miscounts what a pool has where that is given back piece by piece.
+        reuses: whether blocks are used again during captures. Then PyTorch's own takes all captured
+            streams for those of one capture, which ends before the use of its pool; and since the
+            stand-in's graphs have nothing in them, streams do not wait for each other.
     """
 
-    def __init__(self, rng: random.Random, avoids: bool = False) -> None:
+    def __init__(self, rng: random.Random, avoids: bool = False, reuses: bool = False) -> None:
         self.rng = rng
         self.avoids = avoids
+        self.reuses = reuses
         self.operations: list[Operation] = []
         self.live: dict[int, int] = {}
         """Pools, by id."""
@@ -49,7 +53,7 @@ class PoolProgram:
 
     def end(self) -> None:
         """Ends one of those begun."""
-        if self.begun:
+        if self.begun and not (self.reuses and self.capturing):
             pool, _ = self.begun.pop(self.rng.randrange(len(self.begun)))
             self.add("pool_end", pool)
 
@@ -72,7 +76,8 @@ class PoolProgram:
     def capture(self) -> None:
         """Begins a capture, or ends one."""
         idle = [stream for stream in range(1, STREAMS) if stream not in self.capturing]
-        if idle and (not self.capturing or self.rng.random() < 0.3):
+        may_begin = len(self.capturing) < (1 if self.reuses else 2)
+        if may_begin and (not self.capturing or self.rng.random() < 0.3):
             self.capturing.append(self.rng.choice(idle))
             self.add("capture_begin", stream=self.capturing[-1])
             return
@@ -107,13 +112,15 @@ class PoolProgram:
             self.add(op, stream=rng.randrange(-1, STREAMS))
         elif op == "empty_cache":
             self.add(op)
-        elif op in ("event_record", "event_wait"):
+        elif op in ("event_record", "event_wait") and not self.reuses:
             self.add(op, rng.randrange(3), stream=stream)
 
 
-def random_pool_operations(rng: random.Random, count: int, avoids: bool = False) -> list[Operation]:
-    """About `count` operations with private pools and captures."""
-    program = PoolProgram(rng, avoids)
+def random_pool_operations(
+    rng: random.Random, count: int, avoids: bool = False, reuses: bool = False
+) -> list[Operation]:
+    """About `count` operations with private pools and captures, as of a `PoolProgram`."""
+    program = PoolProgram(rng, avoids, reuses)
     moves = [program.begin, program.end, program.release, program.capture]
     often = OPS | {"record_stream": 5, "event_record": 3, "event_wait": 3}
     for op in rng.choices(list(often), list(often.values()), k=count):

@@ -210,7 +210,7 @@ void Caching::process_events(std::int32_t lane) {
     if (settings_.reuses_in_capture) end_safe_deferrals(told(lane).stream);
     return;
   }
-  end_deferral();
+  end_deferrals();
   bool emptied = false;
   for (const std::size_t stream : pending_streams_) {
     PendingQueue& queue = pending_[stream];
@@ -228,7 +228,7 @@ void Caching::process_events(std::int32_t lane) {
 
 void Caching::synchronize_events() {
   ++shared_.synchronizations;
-  end_deferral();
+  end_deferrals();
   for (const std::size_t stream : pending_streams_) {
     PendingQueue& queue = pending_[stream];
     while (!queue.empty()) {

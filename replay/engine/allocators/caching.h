@@ -172,7 +172,8 @@ class Caching final : public Replayed<Caching> {
   void note_used_in_capture(const Block& block, StreamId stream);
   // The block's free waits for the end of all captures.
   void defer(Block& block);
-  void end_deferral();
+  void end_deferral(Block& block);
+  void end_deferrals();
   // Of blocks of a stream that is captured and has waited for all others that used them.
   void end_safe_deferrals(StreamId stream);
   bool is_captured(StreamId stream) const { return captured_streams_.contains(stream); }

@@ -17,8 +17,14 @@ void Caching::pool_begin(PoolId number) {
   if (!is_new) ++found->second.uses;
 }
 
-void Caching::pool_end(PoolId) {
+void Caching::pool_end(PoolId number) {
   if (settings_.address_order) end_capture();
+  if (!settings_.reuses_in_capture) return;
+  std::erase_if(deferred_, [&](const Deferred& deferred) {
+    if (deferred.block->segment->lane->private_number() != number) return false;
+    end_deferral(*deferred.block);
+    return true;
+  });
 }
 
 void Caching::pool_release(PoolId number) {
@@ -63,7 +69,7 @@ void Caching::program_ends() {
   captures_ = 0;
   end_capture();
   for (auto& [number, pool] : private_pools_) pool.uses = 0;
-  end_deferral();
+  end_deferrals();
 }
 
 void Caching::note_used_in_capture(const Block& block, StreamId stream) {
@@ -102,23 +108,24 @@ void Caching::end_safe_deferrals(StreamId stream) {
   });
 }
 
-void Caching::end_deferral() {
-  for (const Deferred& deferred : deferred_) {
-    Block& block = *deferred.block;
-    // By the end of a capture what it captured needs no waiting for: nothing of it has run.
-    if (const auto found = used_in_capture_.find(&block); found != used_in_capture_.end()) {
-      std::erase_if(block.used_streams, [&](StreamId stream) {
-        return std::find(found->second.begin(), found->second.end(), stream) != found->second.end();
-      });
-      used_in_capture_.erase(found);
-    }
-    if (block.used_streams.empty()) {
-      end_wait(block);
-    } else {
-      block.pending_events = 0;
-      wait_for_streams(block);
-    }
+void Caching::end_deferral(Block& block) {
+  // By the end of a capture what it captured needs no waiting for: nothing of it has run.
+  if (const auto found = used_in_capture_.find(&block); found != used_in_capture_.end()) {
+    std::erase_if(block.used_streams, [&](StreamId stream) {
+      return std::find(found->second.begin(), found->second.end(), stream) != found->second.end();
+    });
+    used_in_capture_.erase(found);
   }
+  if (block.used_streams.empty()) {
+    end_wait(block);
+  } else {
+    block.pending_events = 0;
+    wait_for_streams(block);
+  }
+}
+
+void Caching::end_deferrals() {
+  for (const Deferred& deferred : deferred_) end_deferral(*deferred.block);
   deferred_.clear();
 }
 
