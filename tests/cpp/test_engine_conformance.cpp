@@ -244,7 +244,9 @@ TEST(private_pools_and_captures_lose_nothing) {
     // Two streams' parts of the default pool and of two private ones.
     const std::vector<PoolStream> lanes = {{0, 0}, {1, 0}, {0, 1}, {1, 1}, {0, 2}, {1, 2}};
     Allocator& allocator = subject.allocator();
-    allocator.prepare({.lanes = lanes});
+    Events events;
+    events.lanes = lanes;
+    allocator.prepare(events);
     std::mt19937 random(13);
     int captures = 0;
     for (int i = 0; i < 1000; ++i) {
