@@ -25,9 +25,9 @@ extern "C" {
 #endif
 
 /* From here on memory, ranges of addresses and CUDA events come from `host`, which outlives the use
- * of it; NULL: from the device of its own. All that was taken of the one must have been given back
- * before it is another's turn. With a host there are 64 devices, which are all the same one: each
- * has a state of its own in what is above. */
+ * of it; NULL: from the device of its own. What of the one before was not given back is forgotten,
+ * and must not be given back any more. With a host there are 100 devices, which are all the same
+ * one: each has a state of its own in what is above. */
 void wb_cuda_stub_use(const wb_host* host);
 
 /* The number of a stream and the stream of a number, made where there is none yet. The default

@@ -98,7 +98,10 @@ extern "C" {
 
 void wb_cuda_stub_use(const wb_host* host) {
   const std::lock_guard guard(mutex());
+  if (host == the_host) return;
   the_host = host;
+  forget_memory();
+  forget_ranges();
 }
 
 uint64_t wb_cuda_stub_calls(const char* function) {

@@ -19,7 +19,7 @@
 namespace cuda_stub {
 
 inline constexpr std::uint64_t kPage = std::uint64_t{2} << 20;
-inline constexpr int kMostDevices = 64;
+inline constexpr int kMostDevices = 100;
 inline constexpr std::int32_t kMostStreams = 1 << 16;
 
 inline std::uint64_t round_up(std::uint64_t bytes, std::uint64_t unit) {
@@ -69,6 +69,9 @@ void unclaim(std::uint64_t bytes, int device);
 std::uintptr_t next_addresses(std::uint64_t bytes);
 // Whether bytes there can be read and written.
 bool has_bytes();
+// What has not been given back is nobody's: here, and of virtual_memory.cpp.
+void forget_memory();
+void forget_ranges();
 
 // streams.cpp
 struct Stream;

@@ -88,6 +88,12 @@ void give_memory(std::uintptr_t address, std::uint64_t bytes, int on) {
   unclaim(footprint(bytes), on);
 }
 
+void forget_memory() {
+  allocations.clear();
+  pinned.clear();
+  for (std::uint64_t& bytes : used) bytes = 0;
+}
+
 }  // namespace cuda_stub
 
 using namespace cuda_stub;

@@ -99,6 +99,14 @@ bool for_each_piece(CUdeviceptr address, size_t bytes, Visit visit) {
 }
 
 }  // namespace
+
+void forget_ranges() {
+  for (const auto& [address, piece] : pieces) delete piece.handle;
+  pieces.clear();
+  ranges.clear();
+  promised = 0;
+}
+
 }  // namespace cuda_stub
 
 using namespace cuda_stub;

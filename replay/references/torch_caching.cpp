@@ -69,7 +69,6 @@ struct Instance {
 
   const wb_host host;
   const bool expandable;
-  const std::size_t ranges_before = reserved_ranges();
   Streams streams;
   const c10::DeviceIndex device;
   Pools pools;
@@ -135,25 +134,27 @@ void* create(const wb_host* host, const char* configuration, char* error, std::s
 }
 
 // A range of addresses that nothing could be mapped into stays until something was.
-void give_ranges_back(const Instance& instance) {
+void give_ranges_back(Instance& instance) {
   constexpr std::size_t kSmall = 1;
   constexpr std::size_t kLarge = 2 << 20;
-  for (const cudaStream_t stream : instance.streams.used()) {
-    for (const std::size_t bytes : {kSmall, kLarge}) {
-      try {
-        original().raw_delete(original().raw_alloc_with_stream(bytes, stream));
-      } catch (const c10::OutOfMemoryError&) {
-        // Its share leaves no room; what is left is seen by who calls this.
+  for (const std::int32_t pool : instance.pools.in_use()) {
+    for (const cudaStream_t stream : instance.streams.used()) {
+      for (const std::size_t bytes : {kSmall, kLarge}) {
+        try {
+          original().raw_delete(instance.pools.in_pool(
+              pool, [&] { return original().raw_alloc_with_stream(bytes, stream); }));
+        } catch (const c10::OutOfMemoryError&) {
+          // Its share leaves no room; what is left is seen by who calls this.
+        }
       }
     }
   }
-  original().emptyCache();
 }
 
 void destroy(void* allocator) {
   Instance& instance = self(allocator);
   be_on(instance.device);
-  instance.pools.finish();
+  instance.pools.end_all();
   // Frees that waited for the end of a capture come with the next allocation.
   if (instance.pools.had_captures()) {
     try {
@@ -163,10 +164,11 @@ void destroy(void* allocator) {
     }
   }
   original().emptyCache();
-  const auto stats = instance.stats();
-  if (instance.expandable && stats.num_alloc_retries > 0) give_ranges_back(instance);
+  if (instance.expandable && instance.stats().num_alloc_retries > 0) give_ranges_back(instance);
+  instance.pools.release_all();
+  original().emptyCache();
   known[static_cast<std::size_t>(instance.device)].is_spoilt =
-      reserved_ranges() > instance.ranges_before || stats.reserved_bytes[kAll].current != 0;
+      reserved_ranges() > 0 || instance.stats().reserved_bytes[kAll].current != 0;
   original().resetAccumulatedStats(instance.device);
   original().resetPeakStats(instance.device);
   delete &instance;

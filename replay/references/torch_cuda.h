@@ -37,7 +37,7 @@ C10_CUDA_API void setHasPrimaryContext(bool (*function)(DeviceIndex));
 namespace reference {
 
 #ifdef WORKBENCH_OVER_STUB
-constexpr int kDevices = 64;
+constexpr int kDevices = 100;
 inline void use(const wb_host* host) { wb_cuda_stub_use(host); }
 inline std::size_t reserved_ranges() { return wb_cuda_stub_ranges(); }
 #else

@@ -99,10 +99,23 @@ class Pools {
 
   bool had_captures() const { return had_captures_; }
 
-  // Leaves nothing begun, captured or used.
-  void finish() {
+  // Leaves nothing begun or captured.
+  void end_all() {
     while (!capturing_.empty()) end_capture(*capturing_.begin());
     while (!begun_.empty()) end(*begun_.begin());
+  }
+
+  // The default pool and those that somebody uses.
+  std::vector<std::int32_t> in_use() const {
+    std::vector<std::int32_t> pools = {0};
+    for (const auto& [pool, users] : users_) {
+      if (users > 0) pools.push_back(pool);
+    }
+    return pools;
+  }
+
+  // Leaves none in use.
+  void release_all() {
     for (const auto& [pool, users] : std::map(users_)) {
       for (int i = 0; i < users; ++i) release(pool);
     }

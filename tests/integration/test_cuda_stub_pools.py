@@ -8,8 +8,8 @@ from __future__ import annotations
 import random
 
 import pytest
-from caching_settings import MIB, random_settings
-from cuda_stub_runs import UNAVAILABLE, hold_against_pytorch
+from caching_settings import MIB
+from cuda_stub_runs import UNAVAILABLE, hold_against_pytorch, settings_for_pytorch
 from engine_events import LANE, Operation, make_events
 from pool_operations import random_pool_operations
 
@@ -33,7 +33,7 @@ def _rules_are_of_this_release() -> None:
 def test_random_programs_with_pools_and_captures_go_alike(seed: int) -> None:
     rng = random.Random(seed)
     for _ in range(3):
-        settings = random_settings(rng)
+        settings = settings_for_pytorch(rng)
         reuses = "reuse:True" in settings
         program = random_pool_operations(rng, rng.choice([60, 300, 1200]), True, reuses)
         hold_against_pytorch(
