@@ -150,9 +150,7 @@ SpoolState SpoolConverter::State() const {
       });
     }
   }
-  for (const MergedRecord& record : ahead_) {
-    if (record.kind() == spool::Kind::kNone) state.taken.push_back({record.segment, record.end});
-  }
+  state.taken = taken_;
   state.next_id = next_id_;
   state.last_time = last_time_;
   state.rows = rows_;
@@ -177,7 +175,7 @@ RowColumns SpoolConverter::NextRows(std::size_t rows) {
 // The next record in order; what is behind `until_` stays for another time.
 bool SpoolConverter::Take(MergedRecord* merged) {
   if (ahead_.empty()) {
-    if (!merge_.Next(merged)) return false;
+    if (!Merge(merged)) return false;
     if (merged->record.ticks > until_.ticks) {
       ahead_.push_back(*merged);
       return false;
@@ -197,10 +195,15 @@ bool SpoolConverter::Take(MergedRecord* merged) {
     }
   }
   begun_[last_begun_] = {merged->segment, merged->end, merged->record.ticks, merged->thread};
-  for (const TakenRecord& taken : taken_) {
-    if (taken.segment == merged->segment && taken.end == merged->end) {
-      merged->record.kind_and_value = 0;
-    }
+  if (merged->kind() == spool::Kind::kNone) std::erase(taken_, TakenRecord::Of(*merged));
+  return true;
+}
+
+// The next record of the merge, as nothing where it has been taken ahead of its place before.
+bool SpoolConverter::Merge(MergedRecord* merged) {
+  if (!merge_.Next(merged)) return false;
+  if (!taken_.empty() && std::ranges::find(taken_, TakenRecord::Of(*merged)) != taken_.end()) {
+    merged->record.kind_and_value = 0;
   }
   return true;
 }
@@ -301,7 +304,7 @@ void SpoolConverter::Allocate(const MergedRecord& merged, RowColumns* rows) {
 // is the new block's own.
 bool SpoolConverter::TakeLateFree(const MergedRecord& alloc, MergedRecord* late) {
   MergedRecord further{};
-  while (ahead_.size() < kLateFreeWindow && merge_.Next(&further)) ahead_.push_back(further);
+  while (ahead_.size() < kLateFreeWindow && Merge(&further)) ahead_.push_back(further);
   MergedRecord* candidate = nullptr;
   for (MergedRecord& next : ahead_) {
     const bool is_free = EventOf(next) == Event::kFree;
@@ -320,6 +323,7 @@ bool SpoolConverter::TakeLateFree(const MergedRecord& alloc, MergedRecord* late)
   if (candidate == nullptr) return false;
   *late = *candidate;
   candidate->record.kind_and_value = 0;
+  taken_.push_back(TakenRecord::Of(*candidate));
   return true;
 }
 

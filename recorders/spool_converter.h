@@ -81,6 +81,7 @@ class SpoolConverter {
   using Spaces = std::array<Space, spool::kFirstCuda + 1>;
 
   bool Take(MergedRecord* merged);
+  bool Merge(MergedRecord* merged);
   void Convert(const MergedRecord& merged, RowColumns* rows);
   void ConvertDevice(const MergedRecord& merged, RowColumns* rows);
   void Allocate(const MergedRecord& merged, RowColumns* rows);
@@ -107,7 +108,7 @@ class SpoolConverter {
   FlatMap<std::uint32_t> begun_places_;
   std::uint32_t last_begun_ = 0;
   FinishedSegments finished_;
-  std::vector<TakenRecord> taken_;
+  std::vector<TakenRecord> taken_;  // and their places not yet passed
   std::int64_t next_id_ = 0;
   std::int64_t last_time_ = 0;
   std::int64_t rows_before_ = 0;

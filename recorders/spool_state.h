@@ -33,6 +33,9 @@ struct BlockAt {
 struct TakenRecord {
   std::uint64_t segment;
   std::uint64_t end;
+
+  static TakenRecord Of(const MergedRecord& merged) { return {merged.segment, merged.end}; }
+  bool operator==(const TakenRecord&) const = default;
 };
 
 struct SpoolState {

@@ -79,6 +79,14 @@ void say(const native::TraceEntry& entry) {
   std::cout << what << ' ' << entry.addr_ << ' ' << entry.size_ << '\n';
 }
 
+// Only some versions of PyTorch tell the allocator.
+template <typename Allocator>
+void mark_capture(Allocator& allocator, bool begins) {
+  if constexpr (requires { allocator.markCaptureBegin(0); }) {
+    begins ? allocator.markCaptureBegin(0) : allocator.markCaptureEnd(0);
+  }
+}
+
 void run(std::istream& line, const std::string& command) {
   static std::map<int, c10::DataPtr> pointers;
   static std::map<int, void*> raw;
@@ -121,10 +129,8 @@ void run(std::istream& line, const std::string& command) {
   } else if (command == "release") {
     line >> pool;
     native::releasePool(0, {0, pool});
-  } else if (command == "capture") {
-    native::markCaptureBegin(0);
-  } else if (command == "captured") {
-    native::markCaptureEnd(0);
+  } else if (command == "capture" || command == "captured") {
+    mark_capture(*native::get(), command == "capture");
   } else if (command == "fraction") {
     double fraction = 1;
     line >> fraction;

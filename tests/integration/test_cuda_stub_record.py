@@ -129,14 +129,15 @@ def test_peaks_are_those_that_pytorch_reports(
 
 @pytest.mark.parametrize("completion", ["immediate", "waited"])
 @pytest.mark.parametrize("settings", ["", "expandable_segments:True", "max_split_size_mb:20"])
+@pytest.mark.parametrize("pools", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_replayed_it_peaks_where_pytorch_did(
-    program: list[str], tmp_path: Path, seed: int, settings: str, completion: str
+    program: list[str], tmp_path: Path, seed: int, pools: bool, settings: str, completion: str
 ) -> None:
     _, done = record(
         program,
         tmp_path,
-        [line for line in commands(seed, 1000, pools=False) if line != "wait"],
+        [line for line in commands(seed, 1000, pools) if line != "wait"],
         PYTORCH_ALLOC_CONF=settings,
         WB_CUDA_STUB_COMPLETION=completion,
     )

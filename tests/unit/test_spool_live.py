@@ -261,3 +261,30 @@ def test_a_missing_part_is_an_error(spool: Spool, clock: dict[str, int], tmp_pat
     (spool.folder / "part-0.parquet").unlink()
     with pytest.raises(BrokenFileError, match=r"part-0\.parquet"):
         convert_process(spool.folder, tmp_path / "run.parquet", metadata={})
+
+
+def test_a_late_free_that_a_step_took_ahead_of_its_place_is_taken_once(
+    spool: Spool, clock: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "_MARGIN_NS", 25)
+    spool.write(
+        [
+            Segment(0, [alloc(10, 64, 8)]),
+            Segment(1, [alloc(100, 64, 16)]),
+            Segment(2, [free(120, 64), free(150, 64)]),
+            Segment(3, [alloc(1, 128, 1)], closed=True),
+        ]
+    )
+    for now in (125, 135):  # rows up to 100, which takes it, and up to 110, which does not reach it
+        clock["ns"] = now
+        live.step(spool.folder, None, set())
+        spool.write([Segment(4, [alloc(now - 100, now, 1)], sequence=now, closed=True)])
+    done = convert_process(spool.folder, tmp_path / "run.parquet", metadata={})
+    rows = [row for row in rows_of(tmp_path / "run.parquet") if row["size"] in (8, 16)]
+    assert [(row["event"], row["size"], row["time_ns"]) for row in rows] == [
+        ("alloc", 8, 10),
+        ("free", 8, 100),
+        ("alloc", 16, 100),
+        ("free", 16, 150),
+    ]
+    assert (done.unmatched_frees, done.reused_addresses) == (0, 0)
