@@ -9,7 +9,7 @@ import random
 
 import pytest
 from caching_settings import MIB
-from cuda_stub_runs import UNAVAILABLE, hold_against_pytorch, settings_for_pytorch
+from cuda_stub_runs import UNAVAILABLE, hold_against_pytorch, replayed, settings_for_pytorch
 from engine_events import LANE, Operation, make_events
 from pool_operations import random_pool_operations
 
@@ -84,3 +84,28 @@ GRAPH: list[Operation] = [
 def test_a_graph_is_captured_and_given_back(settings: str) -> None:
     for capacity in (*range(96 * MIB, 320 * MIB, 32 * MIB), None):
         hold_against_pytorch(make_events(GRAPH), settings, capacity)
+
+
+def test_the_original_remembers_streams_of_a_capture_for_the_next_use_of_a_block() -> None:
+    """A defect that is left out: the second free waits for nothing, though stream 2 is not done."""
+    events = make_events(
+        [
+            ("alloc", 0, 30 * MIB, 0),
+            ("capture_begin", -1, 0, 1),
+            ("record_stream", 0, 0, 2),
+            ("capture_end", -1, 0, 1),
+            ("free", 0, 0, 0),
+            ("synchronize", -1, 0, -1),
+            ("alloc", 1, 30 * MIB, 0),
+            ("record_stream", 1, 0, 2),
+            ("capture_begin", -1, 0, 1),
+            ("free", 1, 0, 0),
+            ("capture_end", -1, 0, 1),
+            ("alloc", 2, 500, 0),
+        ]
+    )
+    ours, theirs = (
+        replayed(events, name, "", None)["timeline"]["active"][-1]
+        for name in ("caching", "torch-caching")
+    )
+    assert (ours, theirs) == (30 * MIB + 512, 512)
