@@ -172,6 +172,33 @@ def test_the_device_the_streams_and_the_allocator_are_named(
     assert about["allocator"] == {"backend": "native", "settings": "max_split_size_mb:20"}
 
 
+def test_each_device_has_its_rows_its_facts_and_its_peaks(
+    program: list[str], tmp_path: Path
+) -> None:
+    lines = ["alloc 0 1000 0 0", "alloc 1 3000000 1 0", "free 0", "alloc 2 50 1 0", "free 1"]
+    _, done = record(program, tmp_path, lines, WB_CUDA_STUB_DEVICES="2")
+    rows = rows_of(done.path)
+    assert [
+        (row["event"], row["id"], row["device"])
+        for row in rows
+        if row["event"] in ("alloc", "free")
+    ] == [
+        ("alloc", 0, "cuda:0"),
+        ("alloc", 1, "cuda:1"),
+        ("free", 0, "cuda:0"),
+        ("alloc", 2, "cuda:1"),
+        ("free", 1, "cuda:1"),
+    ]
+    (file,) = open_trace(done.path).files
+    assert set(file.metadata["devices"]) == {"cuda:0", "cuda:1"}
+    assert {
+        (check.device, check.reported, check.in_trace) for check in summarise(file).peak_checks
+    } == {
+        ("cuda:0", 1000, 1000),
+        ("cuda:1", 3_000_050, 3_000_050),
+    }
+
+
 def test_captures_are_marked(program: list[str], tmp_path: Path) -> None:
     header = torch_build.find_torch().folder / "include/c10/cuda/CUDACachingAllocator.h"
     if "markCaptureBegin" not in header.read_text(encoding="utf-8"):
