@@ -48,11 +48,11 @@ TEST(another_stream_reuses_it_when_the_free_has_completed) {
   CHECK(!Freed("recorded").is_reused_on(1));
   for (const StreamId waited_for : {StreamId{0}, kAllStreams}) {
     Freed freed("recorded");
-    freed.backend->progress().synchronize(waited_for);
+    freed.backend->synchronize(waited_for);
     CHECK(freed.is_reused_on(1));
   }
   Freed freed("recorded");
-  freed.backend->progress().synchronize(1);
+  freed.backend->synchronize(1);
   CHECK(!freed.is_reused_on(1));
   CHECK(!Freed("immediate", "reuse_allow_opportunistic:False").is_reused_on(1));
 }
@@ -146,7 +146,7 @@ TEST(a_free_through_the_unifying_stream_completes_when_the_recorded_streams_have
   // Not even its own stream has it before.
   const Allocation b = async->allocate(kChunk, 0, 0);
   CHECK(b.address != a.address);
-  backend->progress().complete_recorded(1, backend->progress().sequence());
+  backend->complete_recorded(1, backend->sequence());
   CHECK(async->allocate(kChunk, 0, 0).address == a.address);
 }
 
@@ -159,10 +159,10 @@ TEST(frees_on_the_unifying_stream_complete_in_their_order) {
   async->record_stream(b.handle, 2);
   async->free(a.handle, 0);
   async->free(b.handle, 0);
-  backend->progress().synchronize(2);
+  backend->synchronize(2);
   const Allocation c = async->allocate(kChunk, 0, 0);
   CHECK(c.address != a.address && c.address != b.address);
-  backend->progress().synchronize(1);
+  backend->synchronize(1);
   CHECK(async->allocate(kChunk, 0, 0).address == a.address);
   CHECK(async->allocate(kChunk, 0, 0).address == b.address);
 }
@@ -301,7 +301,7 @@ TEST(nothing_is_given_back_at_a_synchronization_below_the_release_threshold) {
     Freed freed("recorded", settings);
     freed.async->free(freed.async->allocate(3 * kChunk, 0, 0).handle, 0);
     const auto wait_for = [&](StreamId stream) {
-      freed.backend->progress().synchronize(stream);
+      freed.backend->synchronize(stream);
       freed.async->synchronized(stream);
     };
     wait_for(1);  // whose work is not what the chunks wait for

@@ -23,8 +23,8 @@ class Device {
   void free(const Allocation& block) { allocator_->free(block.handle, 0); }
   Allocator& operator*() { return *allocator_; }
   Allocator* operator->() { return allocator_.get(); }
+  Backend& backend() { return *backend_; }
   Statistics now() const { return allocator_->statistics(); }
-  StreamProgress& progress() { return backend_->progress(); }
 
  private:
   const std::unique_ptr<Backend> backend_;
@@ -109,9 +109,9 @@ TEST(a_block_another_stream_uses_stays_active_until_that_stream_is_done) {
   CHECK(device.now().allocated == 0 && device.now().active == 1024);
   CHECK(device.now().requested == 1000);
   CHECK(device.allocate(1000, 0).address != block.address);
-  device.progress().synchronize(1);
+  device.backend().synchronize(1);
   CHECK(device.allocate(1000, 0).address != block.address);
-  device.progress().synchronize(2);
+  device.backend().synchronize(2);
   CHECK(device.allocate(1000, 0).address == block.address);
   CHECK(device->cause() == Cause::kEventProcessing);
 }

@@ -28,7 +28,6 @@ class Pinned {
   HostPinned& operator*() { return allocator_; }
   HostPinned* operator->() { return &allocator_; }
   Backend& backend() { return *backend_; }
-  StreamProgress& streams() { return backend_->progress(); }
   Statistics now() const { return allocator_.statistics(); }
 
   Allocation take(Bytes size) { return allocator_.allocate(size, 0, 0); }
@@ -128,7 +127,7 @@ TEST(blocks_above_the_cached_size_go_back_when_they_are_freed) {
   CHECK(cache->cause() == Cause::kDriverCall);
   cache.give(large, {1});
   CHECK(cache.now().reserved == 7 * kMiB && cache.now().active == 5 * kMiB);
-  cache.streams().synchronize(kAllStreams);
+  cache.backend().synchronize(kAllStreams);
   CHECK(cache.take(kMiB + 1).address == small.address);
   CHECK(cache->cause() == Cause::kDriverCall && cache.now().reserved == 2 * kMiB);
 }
@@ -156,11 +155,11 @@ TEST(a_block_waits_for_every_stream_that_used_it) {
     CHECK(cache.backend().driver_calls().event_record == 3);
     CHECK(cache.now().allocated == 0 && cache.now().active == 128 && cache.now().n_active == 1);
     CHECK(cache.now().requested == 100 && cache.now().n_alloc == 0);
-    cache.streams().synchronize(0);
-    cache.streams().synchronize(1);
+    cache.backend().synchronize(0);
+    cache.backend().synchronize(1);
     const Allocation other = cache.take(100);
     CHECK(other.address != block.address);
-    cache.streams().synchronize(2);
+    cache.backend().synchronize(2);
     CHECK(cache.take(100).address == block.address);
     CHECK(cache->cause() == Cause::kEventProcessing && cache.now().requested == 200);
     // Forgotten with its free: nothing delays the next one.
@@ -176,9 +175,9 @@ TEST(the_oldest_cuda_event_holds_up_the_others) {
     const Allocation b = cache.take(1000);
     cache.give(a, {1});
     cache.give(b, {2});
-    cache.streams().synchronize(2);
+    cache.backend().synchronize(2);
     CHECK(cache.take(1000).address != b.address);
-    cache.streams().synchronize(1);
+    cache.backend().synchronize(1);
     CHECK(cache.take(1000).address == b.address && cache.take(100).address == a.address);
   }
 }
@@ -192,12 +191,12 @@ TEST(empty_cache_gives_back_what_is_free_and_waits_for_nothing) {
     cache.give(cache.take(20000));
     cache.give(done, {1});
     cache.give(waiting, {2});
-    cache.streams().synchronize(1);
+    cache.backend().synchronize(1);
     cache->empty_cache();
     CHECK(cache->cause() == Cause::kDriverCall);
     CHECK(cache.now().reserved == 128 + 1024 && cache.now().active == 128 + 1024);
     CHECK(cache->largest_free() == 0 && cache.now().device_frees == 2);
-    cache.streams().synchronize(2);
+    cache.backend().synchronize(2);
     cache.give(live);
     cache->empty_cache();
     CHECK(cache.now().reserved == 0 && cache.backend().used() == 0);
@@ -215,7 +214,7 @@ TEST(record_event_knows_blocks_by_handle_and_by_address) {
   CHECK(cache.backend().driver_calls().event_record == 2);
   CHECK_THROWS(EngineError, cache->record_event(0, block.handle, 1));
   CHECK_THROWS(EngineError, cache->record_event(block.address, nullptr, 1));
-  cache.streams().synchronize(kAllStreams);
+  cache.backend().synchronize(kAllStreams);
   cache->empty_cache();
   CHECK(!cache->record_event(block.address, block.handle, 1));
 }
@@ -253,7 +252,7 @@ TEST(a_background_thread_looks_at_cuda_events_between_calls) {
   CHECK(cache->works_in_background());
   const Allocation block = cache.take(100);
   cache.give(block, {1});
-  cache.streams().synchronize(kAllStreams);
+  cache.backend().synchronize(kAllStreams);
   CHECK(cache.take(100).address != block.address);
   cache->work_in_background();
   CHECK(cache.take(100).address == block.address);
@@ -295,7 +294,7 @@ TEST(threads_share_it_and_lose_nothing) {
       });
     }
     for (std::thread& thread : threads) thread.join();
-    cache.streams().synchronize(kAllStreams);
+    cache.backend().synchronize(kAllStreams);
     cache->empty_cache();
     CHECK(cache.now().active == 0 && cache.now().reserved == 0 && cache.backend().used() == 0);
     CHECK(cache.now().hits + cache.now().misses == 4 * 2000);

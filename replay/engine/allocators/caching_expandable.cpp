@@ -37,7 +37,7 @@ Block* Caching::find_run(Lane& lane, Bytes size) {
   const Bytes total = backend_.total();
   const Bytes range = round_up(total + total / 8 + (total % 8 == 0 ? 0 : 1), page);
   if (range < size) return nullptr;
-  const std::uint64_t address = backend_.reserve(range);
+  const std::uint64_t address = backend_.reserve(range, page);
   if (address == 0) return nullptr;
   Block& whole = *add_segment(lane, address, range, true).first;
   whole.mapped = false;

@@ -19,7 +19,7 @@ std::uint64_t RecordedDevice::take(Bytes size) {
 }
 
 // A new range is first given memory at its beginning.
-std::uint64_t RecordedDevice::take_range(Bytes) {
+std::uint64_t RecordedDevice::take_range(Bytes, Bytes) {
   return due.empty() || due.front().action != Action::kSegmentMap ? 0 : due.front().address;
 }
 

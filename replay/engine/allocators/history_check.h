@@ -117,7 +117,7 @@ class RecordedDevice final : public Backend {
   bool next_is(Action action, Bytes size);
   std::uint64_t take(Bytes size) override;
   void give(std::uint64_t, Bytes) override {}
-  std::uint64_t take_range(Bytes) override;
+  std::uint64_t take_range(Bytes, Bytes) override;
   void give_range(std::uint64_t, Bytes) override {}
   bool map_piece(std::uint64_t address, Bytes size) override;
   void unmap_piece(std::uint64_t, Bytes) override {}

@@ -51,7 +51,7 @@ void SimulatedPool::free(void* handle, StreamId stream) {
   Block& block = *static_cast<Block*>(handle);
   used_ -= block.size;
   Lane& lane = lane_of(stream);
-  const CudaEvent freed = backend_.progress().record(stream);
+  const CudaEvent freed = backend_.mark(stream);
   if (stream == kOwnStream) {
     // Which it waits for on the host's side too: pool_model.h.
     std::erase_if(own_waits_,
@@ -168,7 +168,7 @@ void SimulatedPool::wait_for(const Lane& lane, const Block& block) {
 }
 
 bool SimulatedPool::completed(const Block& block) {
-  if (block.freed.stream != kOwnStream) return backend_.progress().completed(block.freed);
+  if (block.freed.stream != kOwnStream) return backend_.completed(block.freed);
   while (!own_frees_.empty() &&
          std::all_of(own_frees_.front().waits.begin(), own_frees_.front().waits.end(),
                      [&](const CudaEvent& event) { return backend_.completed(event); })) {
@@ -201,7 +201,7 @@ void SimulatedPool::join(StreamId waiter, StreamId on) {
 }
 
 void SimulatedPool::event_record(std::size_t event, StreamId stream) {
-  order_.record(event, index_of(stream), backend_.progress().sequence());
+  order_.record(event, index_of(stream), backend_.sequence());
 }
 
 void SimulatedPool::event_wait(std::size_t event, StreamId stream) {
@@ -214,14 +214,13 @@ void SimulatedPool::synchronized(StreamId) {
 
 void SimulatedPool::synchronize() {
   backend_.count(&DriverCalls::synchronize);
-  StreamProgress& progress = backend_.progress();
   for (const auto& lane : lanes_) {
     if (lane != nullptr && lane->stream != kOwnStream) {
-      progress.wait({lane->stream, progress.sequence(), 0});
+      backend_.finish({lane->stream, backend_.sequence(), 0});
     }
   }
   for (const OwnFree& free : own_frees_) {
-    for (const CudaEvent& event : free.waits) progress.wait(event);
+    for (const CudaEvent& event : free.waits) backend_.finish(event);
   }
 }
 

@@ -71,7 +71,7 @@ SimulatedPool::Block* SimulatedPool::add_memory(Lane& lane, Bytes size, bool of_
   if (is_anyones) {
     add(common_, block, nullptr);
   } else {
-    block.freed = backend_.progress().record(lane.stream);
+    block.freed = backend_.mark(lane.stream);
     add(lane, block, lane.newest);
   }
   return &block;

@@ -30,7 +30,7 @@ struct Program {
         backend(memory),
         continue_after_oom(goes_on_after_oom),
         background(works_in_background),
-        tells_streams(!streams.empty() || memory.progress().counts_events() || background),
+        tells_streams(!streams.empty() || memory.counts_events() || background),
         handles(static_cast<std::size_t>(events.slot_count)),
         freed_at(tells_streams ? handles.size() : 0),
         own_streams(takes_lanes ? std::vector<StreamId>() : streams_of_lanes(events)) {}
@@ -125,7 +125,6 @@ struct Timed : Unobserved {
 template <class A, class Observer>
 void walk_other(A& allocator, Program& program, Observer& observer, std::size_t i) {
   const Events& events = program.events;
-  StreamProgress& progress = program.backend.progress();
   const auto value_at = [&] { return static_cast<std::size_t>(events.value[i]); };
   const auto pool_at = [&] { return static_cast<PoolId>(events.value[i]); };
   switch (events.op_at(i)) {
@@ -140,13 +139,13 @@ void walk_other(A& allocator, Program& program, Observer& observer, std::size_t 
       observer.call(i, allocator, [&] { allocator.empty_cache(); });
       break;
     case Op::kSynchronize:
-      progress.synchronize(events.stream[i]);
+      program.backend.synchronize(events.stream[i]);
       observer.tell([&] { allocator.synchronized(events.stream[i]); });
       break;
     case Op::kFreeCompleted:
       for (const StreamId stream : program.completed_by(i)) {
-        progress.complete_recorded(stream,
-                                   program.freed_at[static_cast<std::size_t>(events.slot[i])]);
+        program.backend.complete_recorded(
+            stream, program.freed_at[static_cast<std::size_t>(events.slot[i])]);
       }
       break;
     // What follows is no call of the allocator's in the program, and so not timed.
@@ -233,7 +232,7 @@ template <bool kTellsStreams, class A, class Observer>
       observer.call(i, allocator, [&] { allocator.free(handle, columns.thread[i]); });
       columns.handles[at] = nullptr;
       if constexpr (kTellsStreams) {
-        program.freed_at[at] = program.backend.progress().sequence();
+        program.freed_at[at] = program.backend.sequence();
       }
     }
   } else {
@@ -249,7 +248,7 @@ bool walk_events(A& allocator, Program& program, Observer& observer, const std::
   const Columns columns(program);
   for (std::size_t i = begin; i < end; ++i) {
     if constexpr (kTellsStreams) {
-      program.backend.progress().set_now(static_cast<std::int64_t>(i));
+      program.backend.set_now(static_cast<std::int64_t>(i));
       if (program.background) allocator.work_in_background();
     }
     if (!make_event<kTellsStreams>(allocator, program, observer, columns, i)) return false;
@@ -359,7 +358,7 @@ void walk_thread(A& allocator, ThreadedProgram& threaded, Observer& observer, st
     for (bool again = true; again;) {
       const bool goes_on = observer.event([&] {
         if constexpr (kTellsStreams) {
-          program.backend.progress().next_event();
+          program.backend.next_event();
           if (program.background) observer.tell([&] { allocator.work_in_background(); });
         }
         return make_event<kTellsStreams>(allocator, program, observer, columns, i);

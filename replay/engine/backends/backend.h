@@ -7,11 +7,14 @@
 #include <limits>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "backends/fill.h"
 #include "backends/stream_progress.h"
+#include "core/driver_times.h"
 #include "core/lock.h"
 #include "core/registry.h"
 #include "core/units.h"
@@ -20,14 +23,27 @@ namespace workbench {
 
 inline constexpr Bytes kUnlimited = std::numeric_limits<Bytes>::max();
 
-// Pinned memory may be neither moved nor swapped out, so that a device can read it by itself.
-enum class Memory : std::uint8_t { kPageable, kPinned };
+// Pinned memory may be neither moved nor swapped out, so that a device can read it by itself;
+// registered memory was taken from the system first and pinned then.
+enum class Memory : std::uint8_t { kPageable, kPinned, kRegistered };
+
+class MemoryPool;  // allocators/memory_pool.h
+
+// What the driver's memory pool is told.
+struct DriverPoolOptions {
+  Bytes release_threshold = 0;
+  bool follow_event_dependencies = true;
+  bool allow_opportunistic = true;
+  bool allow_internal_dependencies = true;
+};
 
 struct BackendOptions {
   Bytes capacity = kUnlimited;
   Completion completion = {};
   // Whether more than one thread will call it, and the allocator on it.
   bool several_threads = false;
+  // Whether calls of a real driver are timed; costs two readings of a clock each.
+  bool times_calls = false;
 };
 
 // How often the driver, or the system, was called.
@@ -50,8 +66,9 @@ struct DriverCalls {
 
 class Backend {
  public:
-  explicit Backend(const BackendOptions& options)
+  explicit Backend(const BackendOptions& options, bool is_hardware = false)
       : capacity_(options.capacity),
+        is_hardware_(is_hardware),
         lock_(options.several_threads),
         progress_(options.completion, options.several_threads) {}
   virtual ~Backend() = default;
@@ -66,7 +83,7 @@ class Backend {
     if (size >= kEiB || !claim(taken, calls_.alloc)) return refuse();
     std::uint64_t address = 0;
     try {
-      address = memory == Memory::kPinned ? take_pinned(size) : take(size);
+      address = memory == Memory::kPageable ? take(size) : take_pinned(size, memory);
     } catch (...) {
       refuse_claimed(taken, calls_.alloc);
       throw;
@@ -77,12 +94,15 @@ class Backend {
   // Gives back what allocate(size, memory) handed out.
   void release(std::uint64_t address, Bytes size, Memory memory = Memory::kPageable) {
     // First: memory that counts as there must be there.
-    memory == Memory::kPinned ? give_pinned(address, size) : give(address, size);
+    memory == Memory::kPageable ? give(address, size) : give_pinned(address, size, memory);
     unclaim(footprint(size), calls_.free);
   }
 
   // Virtual memory: address of a range of `size` bytes without memory; 0 when there is no room.
-  std::uint64_t reserve(Bytes size) { return size < kEiB ? take_range(size) : 0; }
+  // What is mapped and unmapped there will be multiples of `page`.
+  std::uint64_t reserve(Bytes size, Bytes page = kDevicePage) {
+    return size < kEiB ? take_range(size, page) : 0;
+  }
   void unreserve(std::uint64_t address, Bytes size) { give_range(address, size); }
   // Puts memory behind a piece of a range: all of it, or, where there is no room, none.
   bool map(std::uint64_t address, Bytes size) {
@@ -94,29 +114,84 @@ class Backend {
     unclaim(size, calls_.unmap);
   }
 
+  // Streams. When a CUDA event completes, the trace and --completion say (StreamProgress). Where
+  // streams are real ones, what completes is complete on the device too: completed() and wait() see
+  // to that, and the device is held back until then.
+
   // Marks the work submitted to `stream` so far.
   CudaEvent record_event(StreamId stream) {
     count(calls_.event_record);
-    return progress_.record(stream);
+    const CudaEvent event = progress_.record(stream);
+    if (is_hardware_) submit(event);
+    return event;
   }
-  bool completed(const CudaEvent& event) const { return progress_.completed(event); }
-  // One of the driver calls that do nothing here.
-  void count(std::int64_t DriverCalls::* call) {
-    const std::lock_guard guard(lock_);
-    ++(calls_.*call);
+  // Likewise, without a CUDA event.
+  CudaEvent mark(StreamId stream) { return progress_.record(stream); }
+  bool completed(const CudaEvent& event) {
+    const bool due = progress_.completed(event);
+    if (is_hardware_) return reaches(event, due);
+    return due;
   }
   // Blocks until the event has completed, and with it all earlier work of its stream.
   void wait(const CudaEvent& event) {
     count(calls_.event_wait);
     progress_.wait(event);
+    if (is_hardware_) await(event);
   }
+  // The same of what mark() told of, without a call of the driver.
+  void finish(const CudaEvent& mark) { progress_.wait(mark); }
+  // The number of the last CUDA event or mark.
+  std::uint64_t sequence() const { return progress_.sequence(); }
+  // One of the driver calls that do nothing here.
+  void count(std::int64_t DriverCalls::* call) {
+    const std::lock_guard guard(lock_);
+    ++(calls_.*call);
+  }
+
+  // What the replayer tells of the trace: all work submitted to `stream` so far is complete
+  // (kAllStreams: to any); that up to `sequence` is.
+  void synchronize(StreamId stream) {
+    progress_.synchronize(stream);
+    if (is_hardware_) progress_moved();
+  }
+  void complete_recorded(StreamId stream, std::uint64_t sequence) {
+    progress_.complete_recorded(stream, sequence);
+    if (is_hardware_) progress_moved();
+  }
+  // Whether it must be told before every event that it comes: its number, or where several threads
+  // make events that there is one more.
+  bool counts_events() const { return progress_.counts_events(); }
+  void set_now(std::int64_t event) {
+    progress_.set_now(event);
+    if (is_hardware_) progress_moved();
+  }
+  void next_event() {
+    progress_.next_event();
+    if (is_hardware_) progress_moved();
+  }
+
+  // The cudaStream_t of a stream of a real device; null elsewhere.
+  virtual void* native_stream(StreamId) { return nullptr; }
+  // A memory pool of the driver's, the caller's to delete; null where there is no driver.
+  virtual MemoryPool* new_driver_pool(const DriverPoolOptions&) { return nullptr; }
+  // Whether driver calls and streams are a real device's.
+  bool is_hardware() const { return is_hardware_; }
 
   // Whether memory is a device's: rounded to 512 bytes and used by streams.
   virtual bool is_device() const = 0;
   // Whether addresses can be read and written.
   virtual bool has_memory() const = 0;
-  // The cudaStream_t of a stream of a real device; null elsewhere, and for its default stream.
-  virtual void* native_stream(StreamId) { return nullptr; }
+  // Whether blocks have bytes: fill() and verify() do something.
+  virtual bool has_bytes() const { return has_memory(); }
+  // Writes the pattern of the trace event that allocated the block, as work of `stream`.
+  virtual void fill(const FilledBlock& block, StreamId stream);
+  // Reads it again. The damage found in this block or, where work of streams is not waited for, in
+  // one before it.
+  virtual std::optional<Damage> verify(const FilledBlock& block, StreamId stream);
+  // Likewise by the work of another stream than `own`, which filled it; that may take its time.
+  virtual std::optional<Damage> use(const FilledBlock& block, StreamId own, StreamId stream);
+  // What is still to be told of all that was verified.
+  virtual std::optional<Damage> damage() { return std::nullopt; }
   // Whether this thread's last allocate() made the system hand out pages.
   virtual bool last_faulted() const { return false; }
 
@@ -127,26 +202,42 @@ class Backend {
   // Bytes given out, as the device counts them.
   Bytes used() const {
     const std::lock_guard guard(lock_);
-    return used_;
+    return used_ + used_by_pools();
   }
   // Read where no other thread calls.
   const DriverCalls& driver_calls() const { return calls_; }
-  // How far streams have come; the replayer moves it as the trace and --completion say.
-  StreamProgress& progress() { return progress_; }
+  // What they took; null where that was not measured.
+  virtual const DriverTimes* driver_times() const { return nullptr; }
+  // One sentence each about what its numbers mean.
+  virtual std::vector<std::string> warnings() const { return {}; }
+  // Throws EngineError where the device failed in a call that could not say so.
+  virtual void check() {}
+
+ protected:
+  const StreamProgress& progress() const { return progress_; }
 
  private:
   // These are called without a lock, so that one thread's slow call keeps no other waiting.
   virtual std::uint64_t take(Bytes size) = 0;
   virtual void give(std::uint64_t address, Bytes size) = 0;
-  virtual std::uint64_t take_pinned(Bytes size) { return take(size); }
-  virtual void give_pinned(std::uint64_t address, Bytes size) { give(address, size); }
-  virtual std::uint64_t take_range(Bytes size) = 0;
+  virtual std::uint64_t take_pinned(Bytes size, Memory) { return take(size); }
+  virtual void give_pinned(std::uint64_t address, Bytes size, Memory) { give(address, size); }
+  virtual std::uint64_t take_range(Bytes size, Bytes page) = 0;
   virtual void give_range(std::uint64_t address, Bytes size) = 0;
   virtual bool map_piece(std::uint64_t address, Bytes size) = 0;
   virtual void unmap_piece(std::uint64_t address, Bytes size) = 0;
   virtual Bytes total_if_unlimited() const = 0;
   // Bytes by which `used` grows for a request of `size`.
   virtual Bytes footprint(Bytes size) const = 0;
+  // Bytes that new_driver_pool()s hold.
+  virtual Bytes used_by_pools() const { return 0; }
+
+  // Of real streams: puts a CUDA event into its stream; asks the device for it, and where it is
+  // `due` until it is there; waits for it; StreamProgress says more than before.
+  virtual void submit(const CudaEvent&) {}
+  virtual bool reaches(const CudaEvent&, bool due) { return due; }
+  virtual void await(const CudaEvent&) {}
+  virtual void progress_moved() {}
 
   // Counts `taken` bytes, and one of `calls`; false where there is no room for them.
   bool claim(Bytes taken, std::int64_t& calls) {
@@ -178,6 +269,7 @@ class Backend {
   }
 
   const Bytes capacity_;
+  const bool is_hardware_;
   mutable Lock lock_;  // around what is counted
   Bytes used_ = 0;
   DriverCalls calls_;
@@ -195,5 +287,13 @@ struct BackendEntry {
 };
 
 Registry<BackendEntry>& backend_registry();
+
+inline void Backend::fill(const FilledBlock& block, StreamId) { fill_bytes(block); }
+inline std::optional<Damage> Backend::verify(const FilledBlock& block, StreamId) {
+  return find_damage(block);
+}
+inline std::optional<Damage> Backend::use(const FilledBlock& block, StreamId, StreamId) {
+  return find_damage(block);
+}
 
 }  // namespace workbench

@@ -50,7 +50,7 @@ class Host final : public Backend {
   }
 
   // A mapping of its own, since the system locks whole pages.
-  std::uint64_t take_pinned(Bytes size) override {
+  std::uint64_t take_pinned(Bytes size, Memory) override {
     const auto length = static_cast<std::size_t>(size);
     void* const memory =
         mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -66,7 +66,7 @@ class Host final : public Backend {
   }
 
   // What is unmapped is unlocked.
-  void give_pinned(std::uint64_t address, Bytes size) override {
+  void give_pinned(std::uint64_t address, Bytes size, Memory) override {
     munmap(reinterpret_cast<void*>(address), static_cast<std::size_t>(size));
   }
 
@@ -84,7 +84,7 @@ class Host final : public Backend {
         "backend");
   }
 
-  std::uint64_t take_range(Bytes size) override {
+  std::uint64_t take_range(Bytes size, Bytes) override {
     void* const memory = mmap(nullptr, static_cast<std::size_t>(size), PROT_NONE,
                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return memory == MAP_FAILED ? 0 : reinterpret_cast<std::uint64_t>(memory);

@@ -7,9 +7,9 @@
 namespace workbench {
 namespace {
 
-// The device hands out memory in pages of 2 MiB. Requests below one share pages in the driver; how
-// is not modelled, they count in steps of 512 bytes.
-constexpr Bytes kPage = 2 * kMiB;
+// The device hands out memory in pages. Requests below one share pages in the driver; how is not
+// modelled, they count in steps of 512 bytes.
+constexpr Bytes kPage = kDevicePage;
 
 class Simulated final : public Backend {
  public:
@@ -22,7 +22,7 @@ class Simulated final : public Backend {
   std::uint64_t take(Bytes size) override { return next(footprint(size)); }
   void give(std::uint64_t, Bytes) override {}
 
-  std::uint64_t take_range(Bytes size) override { return next(round_up(size, kPage)); }
+  std::uint64_t take_range(Bytes size, Bytes) override { return next(round_up(size, kPage)); }
   void give_range(std::uint64_t, Bytes) override {}
   bool map_piece(std::uint64_t, Bytes) override { return true; }
   void unmap_piece(std::uint64_t, Bytes) override {}

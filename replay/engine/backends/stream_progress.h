@@ -1,4 +1,5 @@
-// A model of streams for backends without real ones: which CUDA events have completed.
+// Which CUDA events have completed, as the trace and --completion say. Where streams are no real
+// ones this is all there is of them; real ones are made to keep to it.
 #pragma once
 
 #include <algorithm>
@@ -85,6 +86,17 @@ class StreamProgress {
   std::uint64_t sequence() const {
     const std::lock_guard guard(lock_);
     return sequence_;
+  }
+  // Up to where all work of `stream` is complete, whatever the event is at.
+  std::uint64_t done(StreamId stream) const {
+    const std::lock_guard guard(lock_);
+    const auto index = static_cast<std::size_t>(stream);
+    return std::max(done_everywhere_, index < done_.size() ? done_[index] : 0);
+  }
+  const Completion& completion() const { return completion_; }
+  std::int64_t now() const {
+    const std::lock_guard guard(lock_);
+    return now_;
   }
   // Whether the replayer must say before every event that it comes.
   bool counts_events() const { return completion_.kind == Completion::Kind::kDelay; }

@@ -44,7 +44,8 @@ struct Reported {
   bool hits = true;
   bool misses = true;
   bool retries = true;
-  bool device_calls = true;  // device_allocs, device_frees
+  bool device_calls = true;         // made through the backend
+  bool device_memory_calls = true;  // device_allocs, device_frees
   bool stranded = true;
   bool blocks = true;  // whether `visit` shows them; and counts of blocks
 };

@@ -17,6 +17,8 @@ inline constexpr Bytes kEiB = Bytes{1} << 60;
 
 // Every block on a device is a multiple of this, and starts at one.
 inline constexpr Bytes kDeviceAlignment = 512;
+// A device maps memory in pages of this.
+inline constexpr Bytes kDevicePage = 2 * kMiB;
 // PyTorch's alignment of CPU memory.
 inline constexpr Bytes kHostAlignment = 64;
 

@@ -53,9 +53,9 @@ decltype(auto) at_event(std::size_t event, Call&& call) {
 
 class MemoryObserver {
  public:
-  // `is_library`: whether the allocator is one of the user's.
+  // `kind` is the allocator's; `is_library`: whether it is one of the user's.
   MemoryObserver(const Events& events, const MemoryOptions& options, Run& run, MemoryResult& result,
-                 bool is_library)
+                 AllocatorKind kind, bool is_library)
       : events_(events),
         options_(options),
         run_(run),
@@ -63,6 +63,7 @@ class MemoryObserver {
         is_library_(is_library),
         touches_(is_library && run.backend().has_memory()),
         digest_(run.allocator(), run.backend()),
+        pattern_(run.backend(), kind),
         sizes_(static_cast<std::size_t>(events.slot_count)),
         addresses_(options.ranges ? sizes_.size() : 0),
         blocks_(options.journal ? sizes_.size() : 0) {
@@ -77,6 +78,7 @@ class MemoryObserver {
   template <class Call>
   void call(std::size_t event, const Allocator&, Call&& make) {
     current_ = event;
+    if (options_.verify && events_.op_at(event) == Op::kRecordStream) use(event);
     journal_.begin_event(event);
     if (is_library_) {
       LastWords::say(word_of(events_.op_at(event)), static_cast<std::int64_t>(event));
@@ -109,7 +111,7 @@ class MemoryObserver {
       addresses_[slot(event)] = allocation.address;
     }
     if (options_.verify) {
-      pattern_.fill(allocation, events_.size[event], event);
+      pattern_.fill(allocation, events_.size[event], event, events_.lane_of(event).stream);
     } else if (touches_) {
       touch(allocation, events_.size[event]);
     }
@@ -193,8 +195,11 @@ class MemoryObserver {
 
   // After the last event: what the program left must be whole too.
   void finish() {
-    if (options_.verify) LastWords::say("read");
-    pattern_.check_all();
+    if (options_.verify) {
+      LastWords::say("read");
+      pattern_.check_all();
+    }
+    run_.backend().check();
     result_.active_at_peak = active_at_peak_;
     if (!run_.threaded()) result_.digest = digest_.hex();
     result_.journal = journal_.take();
@@ -209,6 +214,12 @@ class MemoryObserver {
 
   void write(Action action, const Block& block) {
     journal_.add(action, block.address, block.size, block.lane.stream, block.lane.pool);
+  }
+
+  void use(std::size_t event) {
+    const void* const handle = run_.program().handles[slot(event)];
+    LastWords::say("read", static_cast<std::int64_t>(pattern_.event_of(handle)));
+    pattern_.use(handle, events_.stream[event]);
   }
 
   // The first of all requests cannot be too much where there is room for it.
@@ -324,7 +335,7 @@ class MemoryThread {
 }  // namespace
 
 MemoryResult Replay::memory(const MemoryOptions& options, const Checkpoint& checkpoint) const {
-  if (options.verify && !backend_has_memory_) {
+  if (options.verify && !backend_has_bytes_) {
     throw InputError("blocks on backend " + options_.backend +
                      " have no bytes to verify; use the host backend");
   }
@@ -332,9 +343,12 @@ MemoryResult Replay::memory(const MemoryOptions& options, const Checkpoint& chec
     throw InputError("blocks at an event and the journal need the order global");
   }
   MemoryResult result;
-  Run run(events_, completed_streams_, step_starts_, options_, threads_.get(), /*counts=*/true);
-  const bool is_library = allocator_registry().get(options_.allocator).needs_library;
-  MemoryObserver observer(run.program().events, options, run, result, is_library);
+  CellOptions timed = options_;
+  timed.backend_options.times_calls = true;
+  Run run(events_, completed_streams_, step_starts_, timed, threads_.get(), /*counts=*/true);
+  const AllocatorEntry& entry = allocator_registry().get(options_.allocator);
+  const bool is_library = entry.needs_library;
+  MemoryObserver observer(run.program().events, options, run, result, entry.kind, is_library);
   const ResidentGrowth growth;
   const PageFaults before = page_faults(run.threaded());
   try {
@@ -360,10 +374,12 @@ MemoryResult Replay::memory(const MemoryOptions& options, const Checkpoint& chec
   result.statistics = run.allocator().statistics();
   result.reported = run.allocator().reported();
   result.driver_calls = run.backend().driver_calls();
+  if (const DriverTimes* times = run.backend().driver_times()) result.driver_times = *times;
   if (const PlanStatistics* plan = run.allocator().plan_statistics()) result.plan = *plan;
   result.torch_statistics = run.allocator().torch_statistics();
   result.warnings = run.allocator().warnings();
   observer.finish();
+  for (const std::string& warning : run.backend().warnings()) result.warnings.push_back(warning);
   run.allocator().keep_journal(nullptr);
   if (is_library) {
     const Bytes kept = run.close();

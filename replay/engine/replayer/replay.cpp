@@ -49,6 +49,7 @@ Replay::Replay(const Events& events, CellOptions options)
   // Unknown names and settings are found here, not at the first pass.
   Run run(events_, completed_streams_, step_starts_, options_, threads_.get(), /*counts=*/true);
   backend_has_memory_ = run.backend().has_memory();
+  backend_has_bytes_ = run.backend().has_bytes();
   starts_afresh_ = run.allocator().starts_afresh();
   warnings_ = run.allocator().warnings();
 }

@@ -114,7 +114,8 @@ struct MemoryOptions {
   std::size_t buckets = 20000;
   bool full = false;
   std::optional<std::size_t> blocks_at = {};
-  // Fill every block with a pattern at allocation and check it at free; needs real memory.
+  // Fill every block with a pattern at allocation and check it at free, and where another stream
+  // uses it; needs memory.
   bool verify = false;
   // See that blocks are aligned and no two live ones overlap, and that a library which is called
   // refuses no first request that there is room for.
@@ -138,6 +139,7 @@ struct MemoryResult {
   Reported reported;
   Bytes active_at_peak = 0;  // of reserved
   DriverCalls driver_calls;
+  DriverTimes driver_times;  // of a real device; else empty
   std::vector<std::pair<std::string, std::int64_t>> torch_statistics;
   std::vector<std::string> warnings;  // of the settings and of what the program did
   Waterfall waterfall;                // at the event of the peak of reserved
@@ -188,6 +190,7 @@ class Replay {
   // How many threads replay.
   std::size_t threads() const { return threads_ == nullptr ? 1 : threads_->parts().size(); }
   bool backend_has_memory() const { return backend_has_memory_; }
+  bool backend_has_bytes() const { return backend_has_bytes_; }
   // Whether each pass starts with nothing kept from the last one.
   bool starts_afresh() const { return starts_afresh_; }
 
@@ -199,6 +202,7 @@ class Replay {
   // Events at which a step begins, for an allocator that runs a plan.
   const std::vector<std::size_t> step_starts_;
   bool backend_has_memory_ = false;
+  bool backend_has_bytes_ = false;
   bool starts_afresh_ = true;
   std::vector<std::string> warnings_;
 };

@@ -73,7 +73,7 @@ class Run {
       if (handle != nullptr) allocator_->free(handle, 0);
       handle = nullptr;
     }
-    backend_->progress().synchronize(kAllStreams);
+    backend_->synchronize(kAllStreams);
     program_.completed_seen = 0;
   }
 

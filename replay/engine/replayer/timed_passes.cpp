@@ -33,11 +33,14 @@ Pass pass_of(Run& run, const Checkpoint& checkpoint, ByOne&& by_one, ByThread&& 
   try {
     if (run.threaded()) {
       const Run::Threaded end = run.in_threads(checkpoint, by_thread);
+      run.backend().check();
       return {.came_to_end = end.came_to_end, .nanoseconds = end.nanoseconds};
     }
     const auto start = SteadyClock::now();
     const bool came_to_end = run.in_chunks(kChunk, checkpoint, by_one);
-    return {.came_to_end = came_to_end, .nanoseconds = nanoseconds_since(start)};
+    const double nanoseconds = nanoseconds_since(start);
+    run.backend().check();
+    return {.came_to_end = came_to_end, .nanoseconds = nanoseconds};
   } catch (const PlanMismatchError&) {
     return {.mismatched = true};
   }

@@ -103,7 +103,7 @@ class Fuzzed {
   }
 
   void operation(Bytestream& bytes, std::int64_t number) {
-    backend_->progress().set_now(number);
+    backend_->set_now(number);
     const unsigned op = bytes.next();
     const std::size_t index = live_.empty() ? 0 : op / 16 % live_.size();
     const StreamId stream = static_cast<StreamId>(op / 16) % kStreams;
@@ -128,10 +128,10 @@ class Fuzzed {
         if (!live_.empty()) record_stream(live_.size() - 1 - index, bytes.next());
         break;
       case 13:
-        backend_->progress().synchronize(stream);
+        backend_->synchronize(stream);
         break;
       case 14:
-        backend_->progress().complete_recorded(stream, backend_->progress().sequence() / 2);
+        backend_->complete_recorded(stream, backend_->sequence() / 2);
         break;
       default:
         allocator_->empty_cache();
