@@ -16,7 +16,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 SOURCES := $(shell git ls-files -co --exclude-standard \
              CMakeLists.txt recorders replay reports workbench)
-CXX_SOURCES := $(filter %.cpp %.h,$(SOURCES)) $(shell git ls-files -co --exclude-standard tests/cpp)
+CXX_SOURCES := $(filter %.cpp %.cu %.h,$(SOURCES)) $(shell git ls-files -co --exclude-standard tests/cpp)
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -52,7 +52,7 @@ test: lint test-sanitizers browser
 lint: $(VENV)/installed-for-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(filter %.cpp %.h,$(CXX_SOURCES))
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 	$(ELSEWHERE) bin/mypy --config-file ../pyproject.toml -p workbench
 	$(ELSEWHERE) bin/lint-imports --config ../pyproject.toml
 

@@ -53,7 +53,8 @@ SEEDS = {"random": 21, "train": 22}
 def build(folder: Path) -> Path:
     """The driver, with the engine in it."""
     driver = folder / "caching_driver"
-    sources = [str(path) for path in ENGINE.glob("*/*.cpp")]
+    parts = [folder for folder in ENGINE.iterdir() if folder.is_dir() and folder.name != "cuda"]
+    sources = [str(path) for part in parts for path in part.glob("*.cpp")]
     compiler = os.environ.get("CXX", "c++")
     source = str(Path(__file__).with_name("caching_driver.cpp"))
     subprocess.run(

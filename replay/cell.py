@@ -196,7 +196,8 @@ class Capacity:
 
     Args:
         bytes: the limit; None for no limit.
-        source: where it came from: ``option``, ``trace``, ``default`` or ``unlimited``.
+        source: where it came from: ``option``, ``trace``, ``default``, ``unlimited``, or
+            ``device``: what is free on it, less a margin.
     """
 
     bytes: int | None
@@ -205,7 +206,7 @@ class Capacity:
     def __str__(self) -> str:
         """Exact, as in ``80GiB``: different capacities read differently."""
         if self.bytes is None:
-            return "unlimited"
+            return "free" if self.source == "device" else "unlimited"
         for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
             if self.bytes % size == 0:
                 return f"{self.bytes // size}{unit}"
@@ -336,7 +337,14 @@ def choose_backend(
     return cuda if cuda is not None and cuda["available"] else by_name["simulated"]
 
 
-def choose_capacity(kind: str, device: str, device_info: Any, wanted: int | None) -> Capacity:
+def is_hardware(backend: Mapping[str, Any]) -> bool:
+    """Whether a backend, as the engine describes it, is a real device."""
+    return bool(backend["name"] == "cuda")
+
+
+def choose_capacity(
+    kind: str, device: str, device_info: Any, wanted: int | None, *, is_hardware: bool = False
+) -> Capacity:
     """How much memory the cell has.
 
     Args:
@@ -344,6 +352,7 @@ def choose_capacity(kind: str, device: str, device_info: Any, wanted: int | None
         device: the device in the trace.
         device_info: what the trace's metadata says of that device, or None.
         wanted: bytes asked for, if any.
+        is_hardware: whether it is replayed on a real device, which knows what it has.
 
     Raises:
         UsageError: the trace says that others held all of the device's memory.
@@ -365,4 +374,6 @@ def choose_capacity(kind: str, device: str, device_info: Any, wanted: int | None
         return Capacity(left, "trace")
     if kind in ("cpu", "pinned"):
         return Capacity(None, "unlimited")
+    if is_hardware:
+        return Capacity(None, "device")
     return Capacity(DEFAULT_DEVICE_CAPACITY, "default")

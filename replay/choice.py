@@ -9,7 +9,7 @@ from typing import Any
 from workbench.common.errors import BrokenFileError, MissingPartError, UsageError
 from workbench.replay import _engine
 from workbench.replay.allocators import known_allocators, reference_of, runs_as, unfit_backend
-from workbench.replay.cell import AllocatorSpec, choose_backend, parse_allocator
+from workbench.replay.cell import AllocatorSpec, choose_backend, is_hardware, parse_allocator
 from workbench.replay.plans import plan_in_file
 
 
@@ -101,6 +101,9 @@ def _check_settings(
     none = {"op": "u1", "slot": "i4", "size": "i8", "stream": "i4", "thread": "i4"}
     columns = {name: np.empty(0, dtype=dtype) for name, dtype in none.items()}
     allocator, settings = runs_as(spec, backend["name"])
+    if is_hardware(backend):
+        # Settings are read alike, and here nothing is taken of a card that is to be measured on.
+        backend = choose_backend(info["kind"], _engine.backends(), "simulated")
     reference = reference_of(spec)
     if reference is not None and reference.cuda_allocator:
         # A process has one CUDA runtime, which is none of this one's: ours reads the same settings.

@@ -16,6 +16,7 @@ from workbench.replay.cell import (
     choose_backend,
     choose_capacity,
     choose_device,
+    is_hardware,
     trace_name,
 )
 from workbench.replay.events import LoadedTrace, Traffic, load_trace
@@ -127,13 +128,19 @@ def make_jobs(
                     allocator=spec,
                     kind=kind,
                     backend=backend["name"],
-                    capacity=choose_capacity(kind, device, devices.get(device), options.capacity),
+                    capacity=choose_capacity(
+                        kind,
+                        device,
+                        devices.get(device),
+                        options.capacity,
+                        is_hardware=is_hardware(backend),
+                    ),
                     completion=options.completion,
                     after_oom=options.after_oom,
                     order=options.order,
                     backend_is_model=backend["is_model"],
-                    latency_source=info["latency_source"],
-                    is_model=info["is_model"],
+                    latency_source=_latency_source(info, backend),
+                    is_model=info["is_model"] and not is_hardware(backend),
                 )
                 if device not in prepared:
                     folder = scratch / f"events-{len(jobs)}"
@@ -159,6 +166,12 @@ def make_jobs(
                 )
     _check_folders(jobs, options)
     return jobs
+
+
+def _latency_source(info: Mapping[str, Any], backend: Mapping[str, Any]) -> str:
+    """Whose latency is measured: of calls that are the driver's, the device's."""
+    is_devices = is_hardware(backend) and info.get("passes_calls_on", False)
+    return "hardware" if is_devices else str(info["latency_source"])
 
 
 def _engine_cell(

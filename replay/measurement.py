@@ -22,7 +22,7 @@ SLOWEST = 20
 NOISY_SPREAD = 0.3
 RESERVED_MEANING = {
     "direct": "bytes held, each block rounded up to 512 on a device",
-    "async": "bytes that the driver's pool holds, of which it is a model",
+    "async": "bytes that the driver's pool holds",
     "cpu-caching": "all bytes taken from the system",
     "caching": "bytes of all segments taken from the device",
     "host-pinned": "all bytes pinned, in use or cached",
@@ -205,14 +205,18 @@ def memory_fields(memory: Mapping[str, Any], cell: Cell, traffic: Traffic) -> di
             **waterfall,
         },
         "unused_share": 1 - active / reserved if reserved and active is not None else None,
-        "reserved_meaning": RESERVED_MEANING.get(
-            cell.allocator.name.removeprefix("torch-"), "not reported"
-        ),
+        "reserved_meaning": _reserved_meaning(cell),
         "driver_calls": dict(memory["driver_calls"]),
+        "driver_time": memory["driver_time"],
         "counters": dict(memory["counters"]),
         "torch_statistics": dict(memory["torch_statistics"]),
         **{name: memory.get(name) for name in ("rss_growth_bytes", "minor_faults", "major_faults")},
     }
+
+
+def _reserved_meaning(cell: Cell) -> str:
+    meaning = RESERVED_MEANING.get(cell.allocator.name.removeprefix("torch-"), "not reported")
+    return meaning + (", of which it is a model" if cell.is_model else "")
 
 
 def out_of_memory_fields(memory: Mapping[str, Any], traffic: Traffic) -> dict[str, Any] | None:

@@ -51,7 +51,8 @@ _PEAK = {"bytes": _Null(int), "event": _Null(int), "time_ns": _Null(int)}
 # The parts of reserved memory, in the order in which they are shown; they add up to it.
 WATERFALL = ("live_requested", "rounding", "pending", "stranded", "cached")
 
-
+# Of the driver's calls of one kind; times in nanoseconds.
+CALL_TIMES = ("count", "total_ns", "p50_ns", "p99_ns", "max_ns")
 # How a plan served its traffic: allocations by where they came from, mismatches, bytes.
 SERVED = (
     *("planned", "unmanaged", "other_threads", "outside", "mismatches", "fallback"),
@@ -143,6 +144,7 @@ RESULT: dict[str, Any] = {
             "unused_share": _Null(_NUMBER),
             "reserved_meaning": str,
             "driver_calls": _Each(_Null(int), {"alloc": _Null(int), "free": _Null(int)}),
+            "driver_time?": _Null(_Each(dict.fromkeys(CALL_TIMES, int))),
             "counters": _Each(_Null(int)),
             "torch_statistics?": _Each(int),
             "rss_growth_bytes": _Null(int),

@@ -96,6 +96,17 @@ def device_calls(driver_calls: Mapping[str, Any]) -> int | None:
     return sum(number or 0 for name, number in driver_calls.items() if name != "refused")
 
 
+def driver_ns(memory: Mapping[str, Any]) -> int | None:
+    """Nanoseconds in the driver's calls of the memory pass, but for those that hold streams back.
+
+    None where they have no price: there is no driver, or nobody measured it.
+    """
+    times = memory.get("driver_time")
+    if times is None:
+        return None
+    return sum(int(time["total_ns"]) for kind, time in times.items() if kind != "gate")
+
+
 def takes_memory_itself(memory: Mapping[str, Any] | None) -> bool:
     """Whether the allocator of a cell asks the system for memory, past the backend."""
     return memory is not None and memory["driver_calls"].get("alloc") is None

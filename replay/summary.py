@@ -38,6 +38,10 @@ def _bytes(value: int | None, otherwise: str = "-") -> str:
     return otherwise if value is None else format_bytes(value)
 
 
+def _time(value: int | None) -> str:
+    return "not priced" if value is None else format_duration(value)
+
+
 def _otherwise(row: Mapping[str, Any]) -> str:
     """What stands for a number that is not there: not told by the allocator, or not measured."""
     return "-" if row["peak_requested_bytes"] is None else "not reported"
@@ -59,6 +63,9 @@ def memory_table(cells: Sequence[Mapping[str, Any]]) -> Table:
     for title in ("peak live requested", "peak allocated", "peak reserved", "unused", "rounding"):
         table.add_column(title, justify="right")
     table.add_column("device calls", justify="right")
+    priced = any(row["driver_ns"] is not None for row in cells)
+    if priced:
+        table.add_column("driver time", justify="right")
     growth = any(grows_unreported(row) for row in cells)
     if growth:
         table.add_column("resident growth", justify="right")
@@ -75,6 +82,7 @@ def memory_table(cells: Sequence[Mapping[str, Any]]) -> Table:
             _share(row["unused_share"], "-" if row["peak_reserved_bytes"] == 0 else unknown),
             _share(row["rounding_share"], unknown),
             unknown if calls is None else f"{calls:,}",
+            *([_time(row["driver_ns"])] if priced else []),
             *([_bytes(row["resident_growth_bytes"])] if growth else []),
             row["outcome"].replace("_", " "),
         )

@@ -217,7 +217,7 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
     plan = load_plan(Path(task["plan"])) if task.get("plan") else None
     replay = _engine.Replay(events, **task["replay"], plan=plan)
     if task.get("check"):
-        replay.memory(1, ranges=True, verify=replay.has_memory)
+        replay.memory(1, ranges=True, verify=replay.has_bytes)
         return {}
     if task["memory"]:
         idle = _throughput(_engine.Replay(events, "null", backend="simulated"), "cold")

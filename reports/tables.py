@@ -259,11 +259,24 @@ def what_was_replayed(cells: Sequence[Cell]) -> str:
     )
 
 
+def _driver_time(times: dict[str, dict[str, int]] | None) -> str:
+    """How long the driver's calls took, by kind."""
+    if times is None:
+        return "not priced"
+    return ", ".join(
+        f"{formats.markup(kind)} {formats.duration(time['total_ns'])} "
+        f"(p50 {formats.duration(time['p50_ns'])}, p99 {formats.duration(time['p99_ns'])})"
+        for kind, time in times.items()
+    )
+
+
 def what_was_run(cell: Cell) -> str:
     """Everything that makes the cell what it is, and the command that runs it again."""
     info = cell.info
     memory, capacity = info.get("memory") or {}, info["capacity"]
     size = "unlimited" if capacity["bytes"] is None else formats.size(capacity["bytes"])
+    if capacity["source"] == "device":
+        size = "what was free, less a margin"
     harness = info.get("harness") or {}
     pairs = [
         (
@@ -283,6 +296,8 @@ def what_was_run(cell: Cell) -> str:
     for title, name in (("driver calls", "driver_calls"), ("counters", "counters")):
         if memory.get(name):
             pairs.append((title, _counts(memory[name])))
+    if memory.get("driver_calls"):
+        pairs.append(("driver time", _driver_time(memory.get("driver_time"))))
     if memory.get("rss_growth_bytes") is not None:
         pairs.append(("growth of resident memory", formats.size(memory["rss_growth_bytes"])))
         faults = f"{formats.count(memory.get('minor_faults'))} minor, "

@@ -23,6 +23,7 @@ struct Range {
 
 struct Pool {
   int device = 0;
+  std::uint64_t most = 0;  // bytes; 0: what the device has
   std::uint64_t threshold = 0;
   std::uint64_t reserved = 0;
   std::uint64_t reserved_high = 0;
@@ -110,10 +111,14 @@ void trim(Pool& pool, std::uint64_t keep) {
 
 bool grow(Pool& pool, std::uint64_t bytes) {
   const std::uint64_t chunk = round_up(bytes, kChunk);
-  std::uintptr_t address = take_memory(chunk, pool.device);
+  const auto take = [&]() -> std::uintptr_t {
+    const bool fits = pool.most == 0 || chunk + pool.reserved <= pool.most;
+    return fits ? take_memory(chunk, pool.device) : 0;
+  };
+  std::uintptr_t address = take();
   if (address == 0) {
     trim(pool, 0);
-    address = take_memory(chunk, pool.device);
+    address = take();
   }
   if (address == 0) return false;
   pool.chunks[address] = chunk;
@@ -247,6 +252,7 @@ cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps* prope
   CUDA_STUB_ENTER();
   Pool& made = *pools().emplace_back(std::make_unique<Pool>());
   made.device = properties->location.id;
+  made.most = properties->maxSize;
   *pool = handle_of(made);
   return cudaSuccess;
 }

@@ -8,6 +8,7 @@
 #include <memory>
 #include <utility>
 
+#include "backends/cuda.h"
 #include "bindings_columns.h"
 #include "bindings_events.h"
 #include "core/clock.h"
@@ -251,6 +252,24 @@ nb::dict journal_dict(const std::vector<JournalEntry>& entries) {
   return columns;
 }
 
+// What the driver's calls took, by kind; None where there is no driver, or nothing was measured.
+nb::object driver_time_dict(const DriverTimes& times) {
+  if (times.empty()) return nb::none();
+  nb::dict kinds;
+  for (std::size_t kind = 0; kind < times.size(); ++kind) {
+    const Durations& durations = times[kind];
+    if (durations.count() == 0) continue;
+    nb::dict one;
+    one["count"] = durations.count();
+    one["total_ns"] = durations.total();
+    one["p50_ns"] = durations.quantile(0.5);
+    one["p99_ns"] = durations.quantile(0.99);
+    one["max_ns"] = durations.longest();
+    kinds[nb::str(kDriverCallNames[kind].data(), kDriverCallNames[kind].size())] = one;
+  }
+  return kinds;
+}
+
 nb::dict memory_dict(const MemoryResult& result, bool full, bool has_memory) {
   const Reported& reported = result.reported;
   nb::dict peaks;
@@ -277,13 +296,14 @@ nb::dict memory_dict(const MemoryResult& result, bool full, bool has_memory) {
   calls["event_destroy"] = told(reported.device_calls, result.driver_calls.event_destroy);
   calls["stream_wait"] = told(reported.device_calls, result.driver_calls.stream_wait);
   calls["synchronize"] = told(reported.device_calls, result.driver_calls.synchronize);
+  const bool device_memory = reported.device_calls && reported.device_memory_calls;
   nb::dict counters;
   counters["retries"] = told(reported.retries, result.statistics.retries);
   counters["ooms"] = result.statistics.ooms;
   counters["hits"] = told(reported.hits, result.statistics.hits);
   counters["misses"] = told(reported.misses, result.statistics.misses);
-  counters["device_allocs"] = told(reported.device_calls, result.statistics.device_allocs);
-  counters["device_frees"] = told(reported.device_calls, result.statistics.device_frees);
+  counters["device_allocs"] = told(device_memory, result.statistics.device_allocs);
+  counters["device_frees"] = told(device_memory, result.statistics.device_frees);
   if (result.statistics.ignored_record_streams > 0) {
     counters["ignored_record_streams"] = result.statistics.ignored_record_streams;
   }
@@ -298,6 +318,7 @@ nb::dict memory_dict(const MemoryResult& result, bool full, bool has_memory) {
   answer["peaks"] = peaks;
   answer["finals"] = finals;
   answer["driver_calls"] = calls;
+  answer["driver_time"] = driver_time_dict(result.driver_times);
   answer["counters"] = counters;
   nb::dict torch_statistics;
   for (const auto& [name, value] : result.torch_statistics) torch_statistics[name.c_str()] = value;
@@ -392,6 +413,7 @@ class PyReplay {
 
   std::vector<std::string> warnings() const { return replay_.warnings(); }
   bool has_memory() const { return replay_.backend_has_memory(); }
+  bool has_bytes() const { return replay_.backend_has_bytes(); }
   bool starts_afresh() const { return replay_.starts_afresh(); }
   std::shared_ptr<const Plan> plan() const { return replay_.plan(); }
   std::size_t threads() const { return replay_.threads(); }
@@ -415,6 +437,7 @@ nb::list list_allocators() {
     item["needs_library"] = entry.needs_library;
     item["latency_source"] = entry.needs_library ? "library" : "ours";
     item["is_model"] = entry.is_model;
+    item["passes_calls_on"] = entry.passes_calls_on;
     item["available"] = true;
     item["reason"] = "";
     list.append(item);
@@ -444,12 +467,23 @@ nb::list list_backends() {
   return list;
 }
 
+// Where Python looks for packages: NVIDIA's and torch's bring the CUDA runtime.
+std::vector<std::string> python_folders() {
+  const nb::gil_scoped_acquire acquire;
+  std::vector<std::string> folders;
+  for (const nb::handle entry : nb::module_::import_("sys").attr("path")) {
+    if (nb::isinstance<nb::str>(entry)) folders.push_back(nb::cast<std::string>(entry));
+  }
+  return folders;
+}
+
 }  // namespace
 }  // namespace workbench
 
 NB_MODULE(_engine, m) {
   using namespace workbench;
   m.doc() = "The replay engine.";
+  look_for_cuda_in(&python_folders);
   for (const std::string& fault :
        {allocator_registry().fault(), backend_registry().fault(), planner_registry().fault()}) {
     if (!fault.empty()) throw nb::import_error(fault.c_str());
@@ -498,6 +532,7 @@ NB_MODULE(_engine, m) {
            "order"_a = "global", "plan"_a = nb::none(), nb::keep_alive<1, 2>())
       .def_prop_ro("warnings", &PyReplay::warnings)
       .def_prop_ro("has_memory", &PyReplay::has_memory)
+      .def_prop_ro("has_bytes", &PyReplay::has_bytes)
       .def_prop_ro("starts_afresh", &PyReplay::starts_afresh)
       .def_prop_ro("plan", &PyReplay::plan)
       .def_prop_ro("threads", &PyReplay::threads)

@@ -39,6 +39,7 @@ def test_the_lists_hold_what_the_commands_show() -> None:
     kinds = {info["name"]: info["kind"] for info in _engine.allocators()}
     assert (kinds["caching"], kinds["cpu-caching"]) == ("device", "cpu")
     assert {info["name"]: info["is_model"] for info in _engine.backends()} == {
+        "cuda": False,
         "host": False,
         "simulated": True,
     }
@@ -232,7 +233,7 @@ def test_throughput_times_every_pass() -> None:
     ("options", "message"),
     [
         ({"allocator": "cachin"}, "unknown allocator 'cachin'; there are async, caching"),
-        ({"backend": "cuda"}, "unknown backend 'cuda'; there are host, simulated"),
+        ({"backend": "rocm"}, "unknown backend 'rocm'; there are cuda, host, simulated"),
         ({"settings": "speed:9"}, "unknown setting 'speed' of caching"),
         ({"settings": "speed"}, "has no colon"),
         ({"capacity": 0}, "capacity must be above 0"),

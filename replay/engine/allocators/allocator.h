@@ -199,8 +199,10 @@ struct AllocatorEntry {
   bool flushes_when_refused = true;
   // Whether it is given a plan, made of what it is to serve where there is no other.
   bool runs_plan = false;
-  // Whether memory is a model's on every backend.
+  // Whether memory is a model's on every backend that is no real device.
   bool is_model = false;
+  // Whether each of its calls is one of the backend's, whose time it is.
+  bool passes_calls_on = false;
   // Whether it is nothing without the setting `library`, a shared library of the user's.
   bool needs_library = false;
   // Throws InputError for settings that will not do, without making an allocator; empty where only

@@ -28,15 +28,36 @@ std::string times(std::int64_t count) {
   return count == 1 ? "once" : std::to_string(count) + " times";
 }
 
+// The driver's own pool where there is one, else the model of it.
+std::unique_ptr<MemoryPool> make_pool(Backend& backend, const PoolModel& model) {
+  std::unique_ptr<MemoryPool> pool(backend.new_driver_pool({
+      .release_threshold = model.release_threshold,
+      .follow_event_dependencies = model.follow_event_dependencies,
+      .allow_opportunistic = model.allow_opportunistic,
+      .allow_internal_dependencies = model.allow_internal_dependencies,
+  }));
+  if (pool == nullptr) pool = std::make_unique<SimulatedPool>(backend, model);
+  return pool;
+}
+
+std::string describe_pool(const Backend& backend, const AsyncSettings& settings) {
+  if (!backend.is_hardware()) {
+    return "the driver's memory pool is a model, so what is reserved is a model's number: chunks "
+           "of " +
+           std::to_string(settings.pool.chunk / kMiB) +
+           " MiB and the rules in docs/allocators.md, async";
+  }
+  std::string names;
+  for (const std::string& name : settings.of_model) names += (names.empty() ? "" : " and ") + name;
+  return names.empty() ? ""
+                       : names + ": of the model only; the driver's own pool decides by itself";
+}
+
 }  // namespace
 
 Async::Async(Backend& backend, const AsyncSettings& settings)
-    : Async(backend, std::make_unique<SimulatedPool>(backend, settings.pool),
-            settings.memory_fraction,
-            "the driver's memory pool is a model, so what is reserved is a model's number: chunks "
-            "of " +
-                std::to_string(settings.pool.chunk / kMiB) +
-                " MiB and the rules in docs/allocators.md, async") {}
+    : Async(backend, make_pool(backend, settings.pool), settings.memory_fraction,
+            describe_pool(backend, settings)) {}
 
 Async::Async(Backend& backend, std::unique_ptr<MemoryPool> pool, double memory_fraction,
              std::string describes_pool)
@@ -44,6 +65,7 @@ Async::Async(Backend& backend, std::unique_ptr<MemoryPool> pool, double memory_f
       lock_(backend.several_threads()),
       pool_(std::move(pool)),
       describes_pool_(std::move(describes_pool)),
+      is_drivers_(pool_->is_drivers()),
       unifying_(pool_->make_stream()),
       limit_(memory_fraction < 0 ? kUnlimited : share(memory_fraction)) {}
 
@@ -99,7 +121,7 @@ Allocation Async::refuse(Bytes size) {
 void Async::free(void* handle, ThreadId) {
   Pointer& pointer = *static_cast<Pointer*>(handle);
   const std::lock_guard guard(lock_);
-  cause_ = Cause::kServedFromCache;
+  cause_ = is_drivers_ ? Cause::kDriverCall : Cause::kServedFromCache;
   if (captures_ > 0) [[unlikely]] {
     if (!pointer.captured) {
       ++deferred_frees_;
@@ -116,7 +138,7 @@ void Async::free(void* handle, ThreadId) {
 void Async::free_now(Pointer& pointer) {
   StreamId stream = pointer.made_on;
   if (!pointer.recorded.empty()) [[unlikely]] {
-    cause_ = Cause::kEventProcessing;
+    if (!is_drivers_) cause_ = Cause::kEventProcessing;
     pool_->join(unifying_, stream);
     for (const StreamId recorded : pointer.recorded) pool_->join(unifying_, recorded);
     pointer.recorded.clear();
@@ -236,6 +258,7 @@ Location Async::locate(const void* handle) const {
 }
 
 void Async::visit(const std::function<void(const BlockView&)>& visitor) const {
+  if (is_drivers_) return visit_pointers(visitor);
   std::unordered_map<const void*, const Pointer*> pointers;
   for (const Pointer* pointer = first_; pointer != nullptr; pointer = pointer->after) {
     pointers.emplace(pointer->block, pointer);
@@ -253,10 +276,35 @@ void Async::visit(const std::function<void(const BlockView&)>& visitor) const {
   });
 }
 
+// All that is known where the driver's pool is: each as a segment of its own.
+void Async::visit_pointers(const std::function<void(const BlockView&)>& visitor) const {
+  std::uint64_t number = 0;
+  for (const Pointer* pointer = first_; pointer != nullptr; pointer = pointer->after) {
+    visitor(
+        {.segment = number++,
+         .segment_address = reinterpret_cast<std::uint64_t>(pointer->block),
+         .segment_size = pointer->size,
+         .stream = pointer->made_on,
+         .pool = "",
+         .expandable = false,
+         .offset = 0,
+         .size = pointer->size,
+         .requested = pointer->size,
+         .state = pointer->deferred ? BlockState::kActivePendingFree : BlockState::kActiveAllocated,
+         .handle = pointer});
+  }
+}
+
 // The driver does not tell the layer what it does inside. Calls are the layer's own to count, and
-// all that is held and not used is stranded.
+// all that is held and not used is stranded. A model of it can be looked into.
 Reported Async::reported() const {
-  return {.segments = false, .hits = false, .misses = false, .retries = false};
+  return {.segments = false,
+          .largest_free = !is_drivers_,
+          .hits = false,
+          .misses = false,
+          .retries = false,
+          .device_memory_calls = !is_drivers_,
+          .blocks = !is_drivers_};
 }
 
 Statistics Async::statistics() const {
@@ -328,6 +376,9 @@ AsyncSettings::AsyncSettings(const Settings& settings) {
     }
     memory_fraction = *value;
   }
+  for (const char* const key : {"chunk_mb", "remap"}) {
+    if (settings.find(key)) of_model.emplace_back(key);
+  }
   if (const auto megabytes = settings.whole_number("chunk_mb", 2)) {
     if (*megabytes % 2 != 0 || *megabytes > kGiB / kMiB) {
       settings.refuse("chunk_mb", "give an even number from 2 to 1024: the device's page is 2 MiB");
@@ -354,7 +405,7 @@ namespace {
 const bool registered = allocator_registry().add({
     .name = "async",
     .summary = "PyTorch's stream-ordered allocator (backend:cudaMallocAsync); the driver's pool "
-               "under it is a model",
+               "under it is a model but on the backend cuda",
     .kind = AllocatorKind::kDevice,
     .create =
         [](Backend& backend, const Settings& settings) {
@@ -381,6 +432,7 @@ const bool registered = allocator_registry().add({
                          "reuse_allow_internal_dependencies:False",
                          "per_process_memory_fraction:0.9"},
     .is_model = true,
+    .passes_calls_on = true,
 });
 
 }  // namespace

@@ -20,7 +20,8 @@ struct AsyncSettings {
   explicit AsyncSettings(const Settings& settings);
 
   PoolModel pool;
-  double memory_fraction = -1;  // below 0: not set, and nothing is limited
+  std::vector<std::string> of_model;  // settings that the driver's pool does not know
+  double memory_fraction = -1;        // below 0: not set, and nothing is limited
 };
 
 class Async final : public Replayed<Async> {
@@ -78,6 +79,7 @@ class Async final : public Replayed<Async> {
     Pointer* after;
   };
 
+  void visit_pointers(const std::function<void(const BlockView&)>& visitor) const;
   Allocation refuse(Bytes size);
   void free_now(Pointer& pointer);
   void free_deferred();
@@ -87,6 +89,7 @@ class Async final : public Replayed<Async> {
   mutable Lock lock_;
   const std::unique_ptr<MemoryPool> pool_;
   const std::string describes_pool_;
+  const bool is_drivers_;  // the pool
   const StreamId unifying_;
   Bytes limit_;
   Bytes used_ = 0;  // requested bytes

@@ -97,6 +97,7 @@ const bool registered = allocator_registry().add({
     .kind = AllocatorKind::kCpu,
     .create = [](Backend& backend, const Settings&) { return std::make_unique<Direct>(backend); },
     .locks_itself = true,
+    .passes_calls_on = true,
 });
 
 }  // namespace

@@ -23,7 +23,8 @@ std::array<List, sizeof...(kIndex)> make_lists(bool several_threads,
 
 HostPinned::HostPinned(Backend& backend, const Settings& settings)
     : Replayed(backend),
-      settings_(settings),
+      settings_(settings, backend.is_hardware()),
+      memory_(settings_.registers ? Memory::kRegistered : Memory::kPinned),
       round_limit_(std::min(settings_.max_round, settings_.max_cached)),
       lists_(make_lists<FreeList>(backend.several_threads(), std::make_index_sequence<kLists>())),
       blocks_lock_(backend.several_threads()),
@@ -33,11 +34,11 @@ HostPinned::HostPinned(Backend& backend, const Settings& settings)
 HostPinned::~HostPinned() {
   for (const Block& block : blocks_) {
     if (block.exists && !block.in_reserve) {
-      backend_.release(block.address, block.size, Memory::kPinned);
+      backend_.release(block.address, block.size, memory_);
     }
   }
   if (reserve_.segment != kNoReserve) {
-    backend_.release(reserve_.address, settings_.reserve, Memory::kPinned);
+    backend_.release(reserve_.address, settings_.reserve, memory_);
   }
 }
 
@@ -270,14 +271,14 @@ bool HostPinned::find_place(Bytes size, Place& place) {
       return true;
     }
   }
-  place.address = backend_.allocate(size, Memory::kPinned);
+  place.address = backend_.allocate(size, memory_);
   raise_cause(backend_cause());
   return place.address != 0;
 }
 
 // With the first block that does not come from the cache.
 bool HostPinned::take_reserve() {
-  reserve_.address = backend_.allocate(settings_.reserve, Memory::kPinned);
+  reserve_.address = backend_.allocate(settings_.reserve, memory_);
   raise_cause(backend_cause());
   if (reserve_.address == 0) return false;
   const std::lock_guard lock(blocks_lock_);
@@ -352,7 +353,7 @@ void HostPinned::destroy(Block& block) {
   if (block.in_reserve) {
     reserve_in_blocks_ -= block.held;  // lost: it never comes back, as in the original
   } else {
-    backend_.release(block.address, block.size, Memory::kPinned);
+    backend_.release(block.address, block.size, memory_);
     ++statistics_.device_frees;
     --statistics_.n_segment;
     statistics_.reserved -= block.size;

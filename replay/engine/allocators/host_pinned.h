@@ -124,6 +124,7 @@ class HostPinned final : public Replayed<HostPinned> {
   static void raise_cause(Cause cause) { cause_ = cause_ < cause ? cause : cause_; }
 
   const HostPinnedSettings settings_;
+  const Memory memory_;
   const Bytes round_limit_;  // a larger request is not rounded
   mutable std::array<FreeList, kLists> lists_;
   std::uint64_t filled_ = 0;  // with best fit: the lists that hold blocks

@@ -28,7 +28,7 @@ std::optional<Bytes> mebibytes(const Settings& settings, std::string_view key,
 
 }  // namespace
 
-HostPinnedSettings::HostPinnedSettings(const Settings& settings) {
+HostPinnedSettings::HostPinnedSettings(const Settings& settings, bool is_hardware) {
   if (const auto policy = settings.find("policy")) {
     best_fit = *policy == "best-fit";
     if (!best_fit && *policy != "power-of-two") {
@@ -39,7 +39,7 @@ HostPinnedSettings::HostPinnedSettings(const Settings& settings) {
   max_cached = mebibytes(settings, kCached, 0).value_or(kNoLimit);
   reserve = mebibytes(settings, kReserve, 1).value_or(0);
   background_events = settings.boolean(kBackground).value_or(false);
-  settings.boolean(kRegister);
+  registers = settings.boolean(kRegister).value_or(false);
   if (const auto threads = settings.whole_number(kRegisterThreads, 1)) {
     if (*threads > kMostRegisterThreads ||
         !std::has_single_bit(static_cast<std::uint64_t>(*threads))) {
@@ -47,12 +47,15 @@ HostPinnedSettings::HostPinnedSettings(const Settings& settings) {
     }
   }
 
-  for (const std::string_view key : {kRegister, kRegisterThreads}) {
-    if (settings.find(key)) {
-      warnings.push_back(std::string(key) +
-                         " says how CUDA's driver pins memory, which no backend here does: it does "
-                         "nothing");
-    }
+  if (settings.find(kRegister) && !is_hardware) {
+    warnings.push_back(std::string(kRegister) +
+                       " says how CUDA's driver pins memory, which this backend does not do: it "
+                       "does nothing");
+  }
+  if (settings.find(kRegisterThreads)) {
+    warnings.push_back(std::string(kRegisterThreads) +
+                       " says how many threads touch memory before it is pinned, which here is the "
+                       "system's work: it does nothing");
   }
   if (best_fit) {
     for (const std::string_view key : {kRound, kCached, kReserve, kBackground}) {
@@ -86,7 +89,9 @@ const std::vector<SettingHelp>& host_pinned_settings_help() {
        "default"},
       {std::string(kBackground),
        "True: a thread of its own looks whether CUDA events have completed; False by default"},
-      {std::string(kRegister), "True or False; does nothing here"},
+      {std::string(kRegister),
+       "True or False; with True, on the backend cuda, memory is taken from the system and "
+       "registered"},
       {std::string(kRegisterThreads), "a power of two up to 128; does nothing here"},
   };
   return help;

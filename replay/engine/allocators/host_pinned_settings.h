@@ -18,11 +18,13 @@ struct HostPinnedSettings {
   Bytes max_cached = kNoLimit;     // a larger block is not cached
   Bytes reserve = 0;               // bytes of the reserve segment; 0: none
   bool background_events = false;  // a thread of its own looks whether CUDA events have completed
+  bool registers = false;          // memory is taken from the system, and pinned by the driver then
   // One sentence each: settings that do nothing here, or are known to hurt.
   std::vector<std::string> warnings;
 
-  // Throws InputError for a value that PyTorch refuses, or would read as another.
-  explicit HostPinnedSettings(const Settings& settings);
+  // Throws InputError for a value that PyTorch refuses, or would read as another. `is_hardware`:
+  // whether a driver pins the memory.
+  HostPinnedSettings(const Settings& settings, bool is_hardware);
 };
 
 const std::vector<SettingHelp>& host_pinned_settings_help();

@@ -1,5 +1,5 @@
 // What the stream-ordered allocator asks of the driver's memory pool: a model (simulated_pool.h)
-// where there is no driver.
+// where there is no driver, the pool itself (cuda/driver_pool.h) where there is one.
 #pragma once
 
 #include <cstddef>
@@ -46,6 +46,8 @@ class MemoryPool {
   // Whether the last allocate() needed memory from the device, or waited for another stream.
   virtual Cause cause() const = 0;
 
+  // Whether it is the driver's own, which does not tell what follows; its handles are addresses.
+  virtual bool is_drivers() const { return false; }
   // For reports: where a block lies, what there is, chunks taken and given back so far.
   virtual Location locate(const void* handle) const = 0;
   virtual void visit(const std::function<void(const BlockView&)>& visitor) const = 0;
