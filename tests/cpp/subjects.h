@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "allocators/allocator.h"
+#include "cuda_kernels.h"
 
 inline std::vector<std::string> settings_of(const workbench::AllocatorEntry& allocator) {
   // One that needs a library is tested with the example.

@@ -8,6 +8,7 @@
 
 #include "backends/backend.h"
 #include "check.h"
+#include "cuda_kernels.h"
 
 namespace {
 

@@ -14,6 +14,7 @@
 #include "check.h"
 #include "core/errors.h"
 #include "core/events.h"
+#include "replayer/fill_pattern.h"
 #include "subjects.h"
 
 namespace {
@@ -27,7 +28,6 @@ struct Live {
   std::uint64_t address;
   Bytes size;
   void* handle;
-  unsigned char fill;
 };
 
 // An allocator on a backend, with the blocks a program has of it, checked at every step.
@@ -37,11 +37,20 @@ class Subject {
           Bytes capacity)
       : backend_(backend.create({.capacity = capacity})),
         allocator_(make_allocator(allocator.name, settings, *backend_)),
+        pattern_(*backend_, allocator.kind),
         throws_(!allocator.flushes_when_refused ||
                 settings.find("throw_on_cudamalloc_oom:True") != std::string::npos),
         keeps_(settings.find("pinned_reserve_segment_size_mb") != std::string::npos),
         expandable_(settings.find("expandable_segments:True") != std::string::npos) {}
-  ~Subject() { free_all(); }
+  ~Subject() {
+    try {
+      free_all();
+      pattern_.check_all();
+    } catch (const DamagedBlockError& error) {
+      std::printf("  %s\n", error.what());
+      CHECK(!"damaged");
+    }
+  }
 
   Backend& backend() { return *backend_; }
   Allocator& allocator() { return *allocator_; }
@@ -70,12 +79,14 @@ class Subject {
     }
     if (next != starts_.begin()) CHECK(std::prev(next)->second <= got.address);
     starts_[got.address] = got.address + static_cast<std::uint64_t>(size);
-    live_.push_back({got.address, size, got.handle, static_cast<unsigned char>(++fill_)});
-    if (backend_->has_memory()) {
-      std::memset(reinterpret_cast<void*>(got.address), live_.back().fill,
-                  static_cast<std::size_t>(size));
-    }
+    live_.push_back({got.address, size, got.handle});
+    if (backend_->has_bytes()) pattern_.fill(got, size, ++filled_, stream);
     return true;
+  }
+
+  void record_stream(std::size_t index, StreamId stream) {
+    if (backend_->has_bytes()) pattern_.use(live_[index].handle, stream);
+    allocator_->record_stream(live_[index].handle, stream);
   }
 
   void free(std::size_t index) {
@@ -85,17 +96,12 @@ class Subject {
 
   // Forgets a block of the program after checking its bytes.
   Live take(std::size_t index) {
-    const Live block = live_[index];
+    const Live taken = live_[index];
     live_[index] = live_.back();
     live_.pop_back();
-    starts_.erase(block.address);
-    if (backend_->has_memory()) {
-      // All bytes equal the first, and that is the block's.
-      const auto* bytes = reinterpret_cast<const unsigned char*>(block.address);
-      CHECK(bytes[0] == block.fill);
-      CHECK(std::memcmp(bytes, bytes + 1, static_cast<std::size_t>(block.size) - 1) == 0);
-    }
-    return block;
+    starts_.erase(taken.address);
+    if (backend_->has_bytes()) pattern_.check(taken.handle);
+    return taken;
   }
 
   void free_all() {
@@ -151,12 +157,13 @@ class Subject {
  private:
   const std::unique_ptr<Backend> backend_;
   const std::unique_ptr<Allocator> allocator_;
+  FillPattern pattern_;
   const bool throws_;
   const bool keeps_;
   const bool expandable_;
   std::vector<Live> live_;
   std::map<std::uint64_t, std::uint64_t> starts_;  // address of each live block → its end
-  unsigned fill_ = 0;
+  std::size_t filled_ = 0;
 };
 
 template <class Body>
@@ -191,7 +198,7 @@ TEST(live_blocks_do_not_overlap_and_statistics_hold_at_every_event) {
   for_every_subject(kCapacity, [](Subject& subject) {
     std::mt19937 random(7);
     // Bytes that are written and read take long under sanitizers.
-    const int count = subject.backend().has_memory() ? 1000 : 4000;
+    const int count = subject.backend().has_bytes() ? 1000 : 4000;
     for (int i = 0; i < count; ++i) {
       const auto choice = random() % 100;
       auto& live = subject.live();
@@ -200,10 +207,10 @@ TEST(live_blocks_do_not_overlap_and_statistics_hold_at_every_event) {
       } else if (choice < 90) {
         subject.free(random() % live.size());
       } else if (choice < 96) {
-        subject.allocator().record_stream(live[random() % live.size()].handle,
-                                          static_cast<StreamId>(random() % kStreams));
+        const std::size_t used = random() % live.size();
+        subject.record_stream(used, static_cast<StreamId>(random() % kStreams));
       } else if (choice < 99) {
-        subject.backend().progress().synchronize(static_cast<StreamId>(random() % kStreams));
+        subject.backend().synchronize(static_cast<StreamId>(random() % kStreams));
       } else {
         subject.allocator().empty_cache();
       }
@@ -219,14 +226,14 @@ TEST(nothing_is_reserved_after_freeing_everything_and_empty_cache) {
     for (int i = 0; i < 300; ++i) {
       if (!subject.allocate(random_size(random), static_cast<StreamId>(random() % kStreams))) break;
       if (random() % 4 == 0) {
-        subject.allocator().record_stream(subject.live().back().handle,
-                                          static_cast<StreamId>(random() % kStreams));
+        subject.record_stream(subject.live().size() - 1,
+                              static_cast<StreamId>(random() % kStreams));
       }
       if (random() % 3 == 0) subject.free(random() % subject.live().size());
     }
     subject.free_all();
     // Not every allocator waits for streams here.
-    subject.backend().progress().synchronize(kAllStreams);
+    subject.backend().synchronize(kAllStreams);
     subject.allocator().empty_cache();
     const Statistics end = subject.allocator().statistics();
     CHECK(end.active == 0 && end.allocated == 0 && end.requested == 0);
@@ -287,7 +294,7 @@ TEST(private_pools_and_captures_lose_nothing) {
     subject.free_all();
     // What waited for the end of captures is looked at now.
     if (subject.allocate(512, 0)) subject.free_all();
-    subject.backend().progress().synchronize(kAllStreams);
+    subject.backend().synchronize(kAllStreams);
     allocator.empty_cache();
     const Statistics end = allocator.statistics();
     CHECK(end.active == 0 && end.allocated == 0 && end.requested == 0);

@@ -1,7 +1,6 @@
 // What every allocator is held to where several threads call it at once, on every backend and in
 // every order. A new allocator joins by being registered.
 #include <atomic>
-#include <cstring>
 #include <map>
 #include <mutex>
 #include <string>
@@ -23,52 +22,59 @@ using namespace workbench;
 // What all threads see of the program's blocks: whose bytes are whose.
 class Blocks {
  public:
-  Blocks(const Events& events, bool has_memory)
+  Blocks(const Events& events, Backend& backend, AllocatorKind kind)
       : events_(events),
-        has_memory_(has_memory),
+        backend_(backend),
+        kind_(kind),
         blocks_(static_cast<std::size_t>(events.slot_count)) {}
 
   void allocated(std::size_t event, const Allocation& allocation) {
     Block& block = at(event);
-    block = {allocation.address, static_cast<std::size_t>(events_.size[event]), fill_of(event)};
+    // As in replayer/fill_pattern.h.
+    const StreamId stream = kind_ == AllocatorKind::kCpu ? 0 : events_.stream[event];
+    block = {{allocation.address, events_.size[event], event}, stream};
+    const std::uint64_t start = allocation.address;
+    const std::uint64_t end = start + static_cast<std::uint64_t>(events_.size[event]);
     {
       const std::lock_guard guard(mutex_);
-      const auto next = ends_.lower_bound(block.address);
-      if (next != ends_.end() && block.address + block.size > next->first) ++faults;
-      if (next != ends_.begin() && std::prev(next)->second > block.address) ++faults;
-      ends_[block.address] = block.address + block.size;
+      const auto next = ends_.lower_bound(start);
+      if (next != ends_.end() && end > next->first) ++faults;
+      if (next != ends_.begin() && std::prev(next)->second > start) ++faults;
+      ends_[start] = end;
     }
-    if (has_memory_) {
-      std::memset(reinterpret_cast<void*>(block.address), block.fill, block.size);
+    if (!backend_.has_bytes()) return;
+    if (kind_ == AllocatorKind::kPinned) {
+      fill_bytes(block.filled);
+    } else {
+      backend_.fill(block.filled, block.stream);
     }
   }
 
   void freeing(std::size_t event) {
     const Block& block = at(event);
-    if (has_memory_) {
-      const auto* bytes = reinterpret_cast<const unsigned char*>(block.address);
-      if (bytes[0] != block.fill || std::memcmp(bytes, bytes + 1, block.size - 1) != 0) ++faults;
+    if (backend_.has_bytes()) {
+      const auto damage = kind_ == AllocatorKind::kPinned
+                              ? find_damage(block.filled)
+                              : backend_.verify(block.filled, block.stream);
+      if (damage) ++faults;
     }
     const std::lock_guard guard(mutex_);
-    ends_.erase(block.address);
+    ends_.erase(block.filled.address);
   }
 
   std::atomic<int> faults = 0;
 
  private:
   struct Block {
-    std::uint64_t address;
-    std::size_t size;
-    unsigned char fill;
+    FilledBlock filled;
+    StreamId stream;
   };
 
-  static unsigned char fill_of(std::size_t event) {
-    return static_cast<unsigned char>(event * 37 + 1);
-  }
   Block& at(std::size_t event) { return blocks_[static_cast<std::size_t>(events_.slot[event])]; }
 
   const Events& events_;
-  const bool has_memory_;
+  Backend& backend_;
+  const AllocatorKind kind_;
   std::vector<Block> blocks_;  // by slot: of one allocation alone
   std::mutex mutex_;
   std::map<std::uint64_t, std::uint64_t> ends_;  // of live blocks, by address
@@ -92,7 +98,8 @@ void replay(const Events& events, const CellOptions& options) {
   const std::vector<std::size_t> no_steps;
   Run run(events, completed, no_steps, options, &threads, /*counts=*/true);
   Allocator& allocator = run.allocator();
-  Blocks blocks(run.program().events, run.backend().has_memory());
+  Blocks blocks(run.program().events, run.backend(),
+                allocator_registry().get(options.allocator).kind);
   for (int pass = 0; pass < 2; ++pass) {
     const auto end = run.in_threads([](std::size_t) {},
                                     [&](ThreadedProgram& threaded, std::size_t number) {
@@ -111,7 +118,7 @@ void replay(const Events& events, const CellOptions& options) {
     CHECK(keeps || now.reserved == (plan == nullptr ? 0 : plan->arena));
     CHECK(plan != nullptr || run.backend().used() == now.reserved);
   }
-  CHECK(blocks.faults == 0);
+  CHECK(blocks.faults == 0 && !run.backend().damage());
 }
 
 template <class Body>
