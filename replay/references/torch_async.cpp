@@ -55,7 +55,8 @@ void* create(const wb_host* host, const char* configuration, char* error, std::s
 }
 
 void destroy(void* allocator) {
-  self(allocator).pools.finish();
+  self(allocator).pools.end_all();
+  self(allocator).pools.release_all();
   original().emptyCache();
   original().resetAccumulatedStats(kDevice);
   original().resetPeakStats(kDevice);

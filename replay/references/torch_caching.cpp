@@ -133,8 +133,8 @@ void* create(const wb_host* host, const char* configuration, char* error, std::s
   return nullptr;
 }
 
-// A range of addresses that nothing could be mapped into stays until something was.
-void give_ranges_back(Instance& instance) {
+// Allocates and frees in every pool, on every stream.
+void visit_lanes(Instance& instance) {
   constexpr std::size_t kSmall = 1;
   constexpr std::size_t kLarge = 2 << 20;
   for (const std::int32_t pool : instance.pools.in_use()) {
@@ -144,10 +144,21 @@ void give_ranges_back(Instance& instance) {
           original().raw_delete(instance.pools.in_pool(
               pool, [&] { return original().raw_alloc_with_stream(bytes, stream); }));
         } catch (const c10::OutOfMemoryError&) {
-          // Its share leaves no room; what is left is seen by who calls this.
+          // Its share leaves no room.
         }
       }
     }
+  }
+}
+
+// A range of addresses that nothing could be mapped into stays until something was; one of a pool
+// that is no more stays for good.
+void give_ranges_back(Instance& instance) {
+  for (std::size_t before = 0, left = reserved_ranges(); left != before;) {
+    before = left;
+    visit_lanes(instance);
+    original().emptyCache();
+    left = reserved_ranges();
   }
 }
 
