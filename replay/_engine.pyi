@@ -5,7 +5,7 @@ sentence; a fault of an allocator (a double free, a damaged block) raises `Runti
 out of memory is a result, never an exception.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
@@ -103,13 +103,16 @@ class PlanCounts(TypedDict):
     arena_bytes: int
 
 class CallTimes(TypedDict):
-    """How long the driver's calls of one kind took; quantiles are off by less than 1 %."""
+    """How long the driver's calls of one kind took; quantiles are off by less than 1 %.
+
+    Of a model only the first two, by the prices that it was given.
+    """
 
     count: int
     total_ns: int
-    p50_ns: int
-    p99_ns: int
-    max_ns: int
+    p50_ns: NotRequired[int]
+    p99_ns: NotRequired[int]
+    max_ns: NotRequired[int]
 
 class MemoryResult(TypedDict):
     outcome: Literal["ok", "out_of_memory", "plan_mismatch"]
@@ -121,7 +124,7 @@ class MemoryResult(TypedDict):
     peaks: dict[str, Peak]
     finals: dict[str, int | None]
     driver_calls: dict[str, int | None]
-    driver_time: dict[str, CallTimes] | None  # by kind; None: not measured
+    driver_time: dict[str, CallTimes] | None  # by kind; None: not measured and without prices
     counters: dict[str, int | None]
     torch_statistics: dict[str, int]
     waterfall: Waterfall | None
@@ -354,6 +357,7 @@ class Replay:
             do, and wait where a block comes from another; "free": they do, and nobody waits. One
             recorded thread has one order.
         plan: for an allocator that runs one; None for one made of the events as `settings` say.
+        prices: of driver calls, which memory passes on the backend simulated add up.
 
     Raises:
         ValueError: an unknown name, setting or value.
@@ -371,6 +375,7 @@ class Replay:
         after_oom: str = "stop",
         order: str = "global",
         plan: Plan | None = None,
+        prices: DriverPrices | None = None,
     ) -> None: ...
     @property
     def plan(self) -> Plan | None:
@@ -449,6 +454,48 @@ class Replay:
 
     def throughput(self, state: str = "cold", repeat: int = 1) -> ThroughputResult:
         """Passes without a clock inside; nanoseconds of each."""
+
+class DriverPrices:
+    """What calls of a driver cost by kind and size.
+
+    Args:
+        prices: for each kind of call points of bytes and nanoseconds; sizes rise from point to
+            point. Between two points the logarithm of the price is linear in that of the size.
+
+    Raises:
+        ValueError: a kind that is not known or that is not there, or points in no order.
+    """
+
+    def __init__(self, prices: Mapping[str, Sequence[tuple[int, float]]]) -> None: ...
+    def of(self, kind: str, size: int) -> float:
+        """Nanoseconds of one call about `size` bytes.
+
+        Raises:
+            ValueError: there is no such kind.
+        """
+
+class CalibrationFound(TypedDict):
+    """``facts`` about the device and the rules of its pool, and for each kind and size of ``calls``
+    the nanoseconds of each (size 0: of a kind for which that means nothing).
+    """
+
+    facts: dict[str, str]
+    calls: list[tuple[str, int, npt.NDArray[np.uint64]]]
+
+def calibrate(
+    capacity: int, rounds: int, progress: Callable[[int, int], None] | None = None
+) -> CalibrationFound:
+    """Measure what the calls of this GPU's driver cost.
+
+    Args:
+        capacity: bytes taken at once, at most.
+        rounds: in each of which every call is made once.
+        progress: called with rounds done and rounds in all.
+
+    Raises:
+        UnavailableError: there is no GPU that can be used, or too little of it is free.
+        RuntimeError: the driver failed.
+    """
 
 class Difference(TypedDict):
     entry: int

@@ -21,6 +21,8 @@ using namespace nb::literals;
 
 namespace workbench {
 
+nb::object driver_time_dict(const MemoryResult& result);  // bindings_driver.cpp
+void bind_driver(nb::module_& m);
 void bind_history(nb::module_& m);  // bindings_history.cpp
 void bind_plan(nb::module_& m);     // bindings_plan.cpp
 
@@ -252,24 +254,6 @@ nb::dict journal_dict(const std::vector<JournalEntry>& entries) {
   return columns;
 }
 
-// What the driver's calls took, by kind; None where there is no driver, or nothing was measured.
-nb::object driver_time_dict(const DriverTimes& times) {
-  if (times.empty()) return nb::none();
-  nb::dict kinds;
-  for (std::size_t kind = 0; kind < times.size(); ++kind) {
-    const Durations& durations = times[kind];
-    if (durations.count() == 0) continue;
-    nb::dict one;
-    one["count"] = durations.count();
-    one["total_ns"] = durations.total();
-    one["p50_ns"] = durations.quantile(0.5);
-    one["p99_ns"] = durations.quantile(0.99);
-    one["max_ns"] = durations.longest();
-    kinds[nb::str(kDriverCallNames[kind].data(), kDriverCallNames[kind].size())] = one;
-  }
-  return kinds;
-}
-
 nb::dict memory_dict(const MemoryResult& result, bool full, bool has_memory) {
   const Reported& reported = result.reported;
   nb::dict peaks;
@@ -318,7 +302,7 @@ nb::dict memory_dict(const MemoryResult& result, bool full, bool has_memory) {
   answer["peaks"] = peaks;
   answer["finals"] = finals;
   answer["driver_calls"] = calls;
-  answer["driver_time"] = driver_time_dict(result.driver_times);
+  answer["driver_time"] = reported.device_calls ? driver_time_dict(result) : nb::none();
   answer["counters"] = counters;
   nb::dict torch_statistics;
   for (const auto& [name, value] : result.torch_statistics) torch_statistics[name.c_str()] = value;
@@ -343,12 +327,14 @@ class PyReplay {
  public:
   PyReplay(const PyEvents& events, std::string allocator, std::string settings, std::string backend,
            std::optional<Bytes> capacity, const std::string& completion,
-           const std::string& after_oom, const std::string& order, std::shared_ptr<const Plan> plan)
+           const std::string& after_oom, const std::string& order, std::shared_ptr<const Plan> plan,
+           std::shared_ptr<const DriverPrices> prices)
       : replay_(events.events, {.allocator = std::move(allocator),
                                 .settings = std::move(settings),
                                 .backend = std::move(backend),
                                 .backend_options = {.capacity = capacity.value_or(kUnlimited),
-                                                    .completion = Completion::parse(completion)},
+                                                    .completion = Completion::parse(completion),
+                                                    .prices = std::move(prices)},
                                 .continue_after_oom = after_oom == "continue",
                                 .order = parse_order(order),
                                 .plan = std::move(plan)}) {
@@ -510,6 +496,7 @@ NB_MODULE(_engine, m) {
   m.def("check_settings", &check_settings, "allocator"_a, "settings"_a);
   m.def("assign_slots", &py_assign_slots, "op"_a, "id"_a);
 
+  bind_driver(m);
   bind_history(m);
   bind_plan(m);
 
@@ -526,10 +513,11 @@ NB_MODULE(_engine, m) {
   nb::class_<PyReplay>(m, "Replay")
       .def(nb::init<const PyEvents&, std::string, std::string, std::string, std::optional<Bytes>,
                     const std::string&, const std::string&, const std::string&,
-                    std::shared_ptr<const Plan>>(),
+                    std::shared_ptr<const Plan>, std::shared_ptr<const DriverPrices>>(),
            "events"_a, "allocator"_a, "settings"_a = "", nb::kw_only(), "backend"_a,
            "capacity"_a = nb::none(), "completion"_a = "recorded", "after_oom"_a = "stop",
-           "order"_a = "global", "plan"_a = nb::none(), nb::keep_alive<1, 2>())
+           "order"_a = "global", "plan"_a = nb::none(), "prices"_a = nb::none(),
+           nb::keep_alive<1, 2>())
       .def_prop_ro("warnings", &PyReplay::warnings)
       .def_prop_ro("has_memory", &PyReplay::has_memory)
       .def_prop_ro("has_bytes", &PyReplay::has_bytes)

@@ -4,6 +4,7 @@
 #include <mutex>
 #include <unordered_map>
 
+#include "allocators/priced_pool.h"
 #include "allocators/simulated_pool.h"
 #include "core/errors.h"
 
@@ -36,8 +37,11 @@ std::unique_ptr<MemoryPool> make_pool(Backend& backend, const PoolModel& model) 
       .allow_opportunistic = model.allow_opportunistic,
       .allow_internal_dependencies = model.allow_internal_dependencies,
   }));
-  if (pool == nullptr) pool = std::make_unique<SimulatedPool>(backend, model);
-  return pool;
+  if (pool != nullptr) return pool;
+  pool = std::make_unique<SimulatedPool>(backend, model);
+  PricedCalls* const priced = backend.priced_calls();
+  return priced == nullptr ? std::move(pool)
+                           : std::make_unique<PricedPool>(std::move(pool), *priced);
 }
 
 std::string describe_pool(const Backend& backend, const AsyncSettings& settings) {

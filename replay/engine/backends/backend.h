@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "backends/fill.h"
+#include "backends/priced_calls.h"
 #include "backends/stream_progress.h"
 #include "core/driver_times.h"
 #include "core/lock.h"
@@ -44,6 +45,8 @@ struct BackendOptions {
   bool several_threads = false;
   // Whether calls of a real driver are timed; costs two readings of a clock each.
   bool times_calls = false;
+  // What calls of a driver that is a model would cost; null: nobody knows. Used with `times_calls`.
+  std::shared_ptr<const DriverPrices> prices = nullptr;
 };
 
 // How often the driver, or the system, was called.
@@ -66,9 +69,11 @@ struct DriverCalls {
 
 class Backend {
  public:
-  explicit Backend(const BackendOptions& options, bool is_hardware = false)
+  // `is_asked`: whether reaches() is to be told of questions for CUDA events.
+  explicit Backend(const BackendOptions& options, bool is_hardware = false, bool is_asked = false)
       : capacity_(options.capacity),
         is_hardware_(is_hardware),
+        is_asked_(is_hardware || is_asked),
         lock_(options.several_threads),
         progress_(options.completion, options.several_threads) {}
   virtual ~Backend() = default;
@@ -129,7 +134,7 @@ class Backend {
   CudaEvent mark(StreamId stream) { return progress_.record(stream); }
   bool completed(const CudaEvent& event) {
     const bool due = progress_.completed(event);
-    if (is_hardware_) return reaches(event, due);
+    if (is_asked_) return reaches(event, due);
     return due;
   }
   // Blocks until the event has completed, and with it all earlier work of its stream.
@@ -208,6 +213,8 @@ class Backend {
   const DriverCalls& driver_calls() const { return calls_; }
   // What they took; null where that was not measured.
   virtual const DriverTimes* driver_times() const { return nullptr; }
+  // What those of a model would have cost; null where they have no prices.
+  virtual PricedCalls* priced_calls() { return nullptr; }
   // One sentence each about what its numbers mean.
   virtual std::vector<std::string> warnings() const { return {}; }
   // Throws EngineError where the device failed in a call that could not say so.
@@ -270,6 +277,7 @@ class Backend {
 
   const Bytes capacity_;
   const bool is_hardware_;
+  const bool is_asked_;
   mutable Lock lock_;  // around what is counted
   Bytes used_ = 0;
   DriverCalls calls_;

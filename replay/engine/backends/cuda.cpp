@@ -61,12 +61,17 @@ class Library {
     unavailable_ = reinterpret_cast<const char* (*)()>(dlsym(handle, "workbench_cuda_unavailable"));
     create_ = reinterpret_cast<Backend* (*)(const BackendOptions&)>(
         dlsym(handle, "workbench_cuda_create"));
+    calibrate_ = reinterpret_cast<decltype(calibrate_)>(dlsym(handle, "workbench_cuda_calibrate"));
   }
 
   std::string unavailable() const { return unavailable_ == nullptr ? reason_ : unavailable_(); }
   std::unique_ptr<Backend> create(const BackendOptions& options) const {
     if (const std::string reason = unavailable(); !reason.empty()) throw UnavailableError(reason);
     return std::unique_ptr<Backend>(create_(options));
+  }
+  void calibrate(const CalibrationOptions& options, CalibrationSink& sink) const {
+    if (const std::string reason = unavailable(); !reason.empty()) throw UnavailableError(reason);
+    calibrate_(options, sink);
   }
 
  private:
@@ -88,6 +93,7 @@ class Library {
   std::string reason_;
   const char* (*unavailable_)() = nullptr;
   Backend* (*create_)(const BackendOptions&) = nullptr;
+  void (*calibrate_)(const CalibrationOptions&, CalibrationSink&) = nullptr;
 };
 
 const Library& library() {
@@ -106,5 +112,9 @@ const bool registered = backend_registry().add({
 }  // namespace
 
 void look_for_cuda_in(std::vector<std::string> (*folders)()) { python_folders = folders; }
+
+void calibrate_cuda(const CalibrationOptions& options, CalibrationSink& sink) {
+  library().calibrate(options, sink);
+}
 
 }  // namespace workbench

@@ -11,14 +11,14 @@ namespace {
 // modelled, they count in steps of 512 bytes.
 constexpr Bytes kPage = kDevicePage;
 
-class Simulated final : public Backend {
+class Simulated : public Backend {
  public:
   using Backend::Backend;
 
   bool is_device() const override { return true; }
   bool has_memory() const override { return false; }
 
- private:
+ protected:
   std::uint64_t take(Bytes size) override { return next(footprint(size)); }
   void give(std::uint64_t, Bytes) override {}
 
@@ -34,6 +34,7 @@ class Simulated final : public Backend {
     return round_up(size, size < kPage ? kDeviceAlignment : kPage);
   }
 
+ private:
   std::uint64_t next(Bytes size) {
     const std::lock_guard guard(lock_);
     const std::uint64_t address = next_;
@@ -46,11 +47,57 @@ class Simulated final : public Backend {
   std::uint64_t next_ = static_cast<std::uint64_t>(kPage);
 };
 
+// Adds up what its driver calls would cost. A class of its own: the measured passes have none of
+// it.
+class Priced final : public Simulated {
+ public:
+  explicit Priced(const BackendOptions& options)
+      : Simulated(options, /*is_hardware=*/false, /*is_asked=*/true),
+        priced_(options.prices, options.several_threads) {}
+
+  PricedCalls* priced_calls() override { return &priced_; }
+
+ private:
+  std::uint64_t take(Bytes size) override {
+    priced_.add(DriverCall::kAlloc, size);
+    return Simulated::take(size);
+  }
+  void give(std::uint64_t, Bytes size) override { priced_.add(DriverCall::kFree, size); }
+  std::uint64_t take_pinned(Bytes size, Memory) override {
+    priced_.add(DriverCall::kHostAlloc, size);
+    return Simulated::take(size);
+  }
+  void give_pinned(std::uint64_t, Bytes size, Memory) override {
+    priced_.add(DriverCall::kHostFree, size);
+  }
+  std::uint64_t take_range(Bytes size, Bytes page) override {
+    priced_.add(DriverCall::kReserve, size);
+    return Simulated::take_range(size, page);
+  }
+  void give_range(std::uint64_t, Bytes size) override { priced_.add(DriverCall::kUnreserve, size); }
+  bool map_piece(std::uint64_t, Bytes size) override {
+    priced_.add(DriverCall::kMap, size);
+    return true;
+  }
+  void unmap_piece(std::uint64_t, Bytes size) override { priced_.add(DriverCall::kUnmap, size); }
+  bool reaches(const CudaEvent&, bool due) override {
+    priced_.add(DriverCall::kEventQuery, 0);
+    return due;
+  }
+
+  PricedCalls priced_;
+};
+
+std::unique_ptr<Backend> create(const BackendOptions& options) {
+  if (options.prices != nullptr && options.times_calls) return std::make_unique<Priced>(options);
+  return std::make_unique<Simulated>(options);
+}
+
 const bool registered = backend_registry().add({
     .name = "simulated",
-    .summary = "a device's addresses and capacity without memory; driver calls cost nothing",
+    .summary = "a device's addresses and capacity without memory; driver calls take no time",
     .is_model = true,
-    .create = [](const BackendOptions& options) { return std::make_unique<Simulated>(options); },
+    .create = &create,
 });
 
 }  // namespace

@@ -27,15 +27,18 @@ enum class DriverCall : std::uint8_t {
   kEventDestroy,
   kStreamWait,
   kPoolAlloc,
+  kPoolAllocGrown,  // of which the driver took memory from the device; told of a model only
   kPoolFree,
   kSynchronize,
   kGate,  // no allocator's: what holds a stream back
 };
 
-inline constexpr std::array<std::string_view, 18> kDriverCallNames = {
-    "alloc",         "free",        "host_alloc",   "host_free",   "reserve",     "unreserve",
-    "map",           "unmap",       "event_record", "event_query", "event_wait",  "event_create",
-    "event_destroy", "stream_wait", "pool_alloc",   "pool_free",   "synchronize", "gate",
+inline constexpr std::array<std::string_view, 19> kDriverCallNames = {
+    "alloc",         "free",        "host_alloc", "host_free",
+    "reserve",       "unreserve",   "map",        "unmap",
+    "event_record",  "event_query", "event_wait", "event_create",
+    "event_destroy", "stream_wait", "pool_alloc", "pool_alloc_grown",
+    "pool_free",     "synchronize", "gate",
 };
 
 // Nanoseconds, kept so closely that a quantile is off by less than 1 % (below 128 ns: exact).

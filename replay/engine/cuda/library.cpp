@@ -2,6 +2,7 @@
 #include <cstdlib>
 #include <string>
 
+#include "cuda/calibration.h"
 #include "cuda/device.h"
 
 #define WORKBENCH_EXPORT extern "C" __attribute__((visibility("default")))
@@ -18,4 +19,12 @@ WORKBENCH_EXPORT const char* workbench_cuda_unavailable() {
 WORKBENCH_EXPORT workbench::Backend* workbench_cuda_create(
     const workbench::BackendOptions& options) {
   return new workbench::cuda::Device(options);
+}
+
+WORKBENCH_EXPORT void workbench_cuda_calibrate(const workbench::CalibrationOptions& options,
+                                               workbench::CalibrationSink& sink) {
+  workbench::cuda::Bench bench(options.capacity);
+  bench.describe(sink);
+  workbench::cuda::find_pool_rules(bench, sink);
+  workbench::cuda::Prices(bench, sink).measure(options.rounds);
 }

@@ -332,6 +332,20 @@ class MemoryThread {
   std::mutex& mutex_;
 };
 
+// Calls whose price depends on no size need only be counted.
+std::optional<std::vector<PricedTotal>> priced_totals(Backend& backend) {
+  PricedCalls* const priced = backend.priced_calls();
+  if (priced == nullptr) return std::nullopt;
+  const DriverCalls& calls = backend.driver_calls();
+  priced->add(DriverCall::kEventRecord, 0, calls.event_record);
+  priced->add(DriverCall::kEventWait, 0, calls.event_wait);
+  priced->add(DriverCall::kEventCreate, 0, calls.event_create);
+  priced->add(DriverCall::kEventDestroy, 0, calls.event_destroy);
+  priced->add(DriverCall::kStreamWait, 0, calls.stream_wait);
+  priced->add(DriverCall::kSynchronize, 0, calls.synchronize);
+  return priced->totals();
+}
+
 }  // namespace
 
 MemoryResult Replay::memory(const MemoryOptions& options, const Checkpoint& checkpoint) const {
@@ -375,6 +389,7 @@ MemoryResult Replay::memory(const MemoryOptions& options, const Checkpoint& chec
   result.reported = run.allocator().reported();
   result.driver_calls = run.backend().driver_calls();
   if (const DriverTimes* times = run.backend().driver_times()) result.driver_times = *times;
+  result.priced_calls = priced_totals(run.backend());
   if (const PlanStatistics* plan = run.allocator().plan_statistics()) result.plan = *plan;
   result.torch_statistics = run.allocator().torch_statistics();
   result.warnings = run.allocator().warnings();

@@ -140,6 +140,8 @@ struct MemoryResult {
   Bytes active_at_peak = 0;  // of reserved
   DriverCalls driver_calls;
   DriverTimes driver_times;  // of a real device; else empty
+  // Of a model with prices: what its calls would have cost.
+  std::optional<std::vector<PricedTotal>> priced_calls;
   std::vector<std::pair<std::string, std::int64_t>> torch_statistics;
   std::vector<std::string> warnings;  // of the settings and of what the program did
   Waterfall waterfall;                // at the event of the peak of reserved
