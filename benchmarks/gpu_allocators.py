@@ -49,7 +49,9 @@ def main() -> None:
     for title in ("allocator", "kind", "calls", "total", "p50", "p99", "max"):
         times.add_column(title, justify="left" if title in ("allocator", "kind") else "right")
     for cell in result:
-        for kind, one in ((cell.info["memory"] or {}).get("driver_time") or {}).items():
+        for kind, one in (
+            ((cell.info["memory"] or {}).get("driver_time") or {}).get("kinds") or {}
+        ).items():
             numbers = (one[name] for name in ("total_ns", "p50_ns", "p99_ns", "max_ns"))
             times.add_row(
                 cell.info["label"], kind, f"{one['count']:,}", *map(format_duration, numbers)

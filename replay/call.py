@@ -22,6 +22,7 @@ def replay(
     completion: str = "recorded",
     after_oom: str = "stop",
     order: str = "global",
+    profile: str | os.PathLike[str] | None = None,
     repeat: int | None = None,
     timeout: float = 600.0,
     output: str | os.PathLike[str] | None = None,
@@ -41,6 +42,8 @@ def replay(
         order: in which order the recorded threads make their calls: ``global``, all by one thread
             as recorded; ``handoff``, each by a thread of its own, which waits where a block comes
             from another; ``free``, without waiting.
+        profile: what driver calls cost, for cells on the backend ``simulated``: the name of one
+            that comes with the workbench, or a file that ``wb calibrate`` wrote.
         repeat: timed processes for each cell; None for 10, or at least 3 where they take long.
         timeout: seconds that a process may take.
         output: folder to keep the results in; None for one that goes with the returned object.
@@ -67,6 +70,7 @@ def replay(
         completion=completion,
         after_oom=after_oom,
         order=order,
+        profile=None if profile is None else os.fspath(profile),
         repeat=repeat,
         timeout=timeout,
         force=force,

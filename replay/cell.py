@@ -12,6 +12,7 @@ from pathlib import PurePath
 from typing import Any
 
 from workbench.common.errors import UsageError
+from workbench.replay.profiles import Profile
 
 DEFAULT_DEVICE_CAPACITY = 80 * 2**30
 ORDERS = ("global", "handoff", "free")
@@ -216,7 +217,7 @@ class Capacity:
 @dataclass(frozen=True)
 class Cell:
     """One measurement: trace x device in it x allocator x settings x backend x capacity x
-    completion x order.
+    completion x order x profile.
     """
 
     trace: str
@@ -228,6 +229,7 @@ class Cell:
     completion: str = "recorded"
     after_oom: str = "stop"
     order: str = "global"
+    profile: Profile | None = None
     backend_is_model: bool = field(default=False, compare=False)
     latency_source: str = field(default="ours", compare=False)
     is_model: bool = field(default=False, compare=False)
@@ -236,6 +238,23 @@ class Cell:
     def as_if(self) -> bool:
         """Whether traffic of one kind of memory is replayed through an allocator of another."""
         return device_kind(self.device) != self.kind
+
+    @property
+    def profile_settings(self) -> dict[str, str]:
+        """Settings that the allocator has from the profile: of the pool's model, if it has one."""
+        if self.profile is None or self.allocator.name != "async":
+            return {}
+        given = self.allocator.settings_by_key()
+        found = self.profile.pool_settings()
+        return {key: value for key, value in found.items() if key not in given}
+
+    @property
+    def replayed(self) -> AllocatorSpec:
+        """The allocator with all its settings; those that the user gave go before the profile's."""
+        more = [f"{key}:{value}" for key, value in self.profile_settings.items()]
+        return AllocatorSpec(
+            self.allocator.name, ",".join([*split_settings(self.allocator.settings), *more])
+        )
 
     def key(self, fingerprint: str) -> dict[str, Any]:
         """What makes two results results of the same cell; `fingerprint` is the traffic's."""
@@ -250,6 +269,7 @@ class Cell:
             "after_oom": self.after_oom,
             # Results from before there was another order have none.
             **({} if self.order == "global" else {"order": self.order}),
+            **({} if self.profile is None else {"profile": self.profile.digest}),
         }
 
     def name(self, trace_name: str) -> str:
@@ -264,6 +284,8 @@ class Cell:
             parts.append("after-oom-continue")
         if self.order != "global":
             parts.append(f"order-{self.order}")
+        if self.profile is not None:
+            parts.append(f"profile-{self.profile.name}")
         return slug(parts)
 
 

@@ -67,6 +67,7 @@ def cell_result(
         "completion": cell.completion,
         "after_oom": cell.after_oom,
         "order": cell.order,
+        "profile": cell.profile and cell.profile.document(cell.profile_settings),
         "outcome": _outcome(job, memory),
         "plan": job.plan and {**job.plan.facts, "served": dict(memory["plan"]) if memory else None},
         "memory": memory and measurement.memory_fields(memory, cell, traffic),
@@ -167,6 +168,12 @@ def _warnings(job: Job, options: Options, machine: dict[str, Any]) -> list[str]:
         warnings.append(
             f"As-if replay: {cell.device} traffic through an allocator for {cell.kind} memory; "
             "shown for study, not to recommend from."
+        )
+    if cell.profile is not None and cell.profile_settings:
+        warnings.append(
+            f"{cell.allocator.label}: of the model of the driver's pool, "
+            f"{', '.join(cell.profile_settings)} are as the profile {cell.profile.name} has them, "
+            f"measured on {cell.profile.device}."
         )
     if cell.backend_is_model:
         warnings.append(f"The backend {cell.backend!r} is a model: no real memory was taken.")

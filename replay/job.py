@@ -23,6 +23,7 @@ from workbench.replay.events import LoadedTrace, Traffic, load_trace
 from workbench.replay.library_file import LibraryFile
 from workbench.replay.plans import PlanOfCell
 from workbench.replay.processes import WORKER_COMMAND, RunOutcome
+from workbench.replay.profiles import find_profile
 from workbench.replay.result_writer import check_free
 
 REPEAT = 10
@@ -42,6 +43,7 @@ class Options:
         completion: when work on a stream completes.
         after_oom: ``stop`` or ``continue``.
         order: in which order recorded threads make their calls.
+        profile: name or file of what driver calls cost, for cells on `simulated`.
         repeat: timed processes for each cell; None for `REPEAT`, or fewer (at least
             `LEAST_REPEAT`) for a cell whose processes have taken `ENOUGH_SECONDS` together.
         timeout: seconds that one process may take.
@@ -57,6 +59,7 @@ class Options:
     completion: str = "recorded"
     after_oom: str = "stop"
     order: str = "global"
+    profile: str | None = None
     repeat: int | None = None
     timeout: float = 600.0
     force: bool = False
@@ -112,6 +115,7 @@ def make_jobs(
 ) -> list[Job]:
     infos = known_allocators()
     backends = _engine.backends()
+    profile = None if options.profile is None else find_profile(options.profile)
     jobs: list[Job] = []
     for trace in traces:
         for loaded in load_trace(trace, lambda done, total: progress("Reading", done, total)):
@@ -138,6 +142,7 @@ def make_jobs(
                     completion=options.completion,
                     after_oom=options.after_oom,
                     order=options.order,
+                    profile=profile if _is_priced(info, backend) else None,
                     backend_is_model=backend["is_model"],
                     latency_source=_latency_source(info, backend),
                     is_model=info["is_model"] and not is_hardware(backend),
@@ -147,7 +152,9 @@ def make_jobs(
                     prepared[device] = _prepare(loaded, device, folder)
                 traffic, events = prepared[device]
                 threads = 1 if options.order == "global" else traffic.thread_count
-                allocator, settings, unavailable = _engine_cell(spec, info, backend, threads)
+                allocator, settings, unavailable = _engine_cell(
+                    cell.replayed, info, backend, threads
+                )
                 jobs.append(
                     Job(
                         cell=cell,
@@ -164,8 +171,21 @@ def make_jobs(
                         library=_library(allocator, settings) if info["needs_library"] else None,
                     )
                 )
+    if profile is not None and all(job.cell.profile is None for job in jobs):
+        raise UsageError(
+            f"--profile {options.profile!r} would price nothing: prices are for the workbench's "
+            "own allocators on the backend simulated; add --backend simulated, or leave it out"
+        )
     _check_folders(jobs, options)
     return jobs
+
+
+def _is_priced(info: Mapping[str, Any], backend: Mapping[str, Any]) -> bool:
+    """Whether a profile says what the driver calls of an allocator would cost.
+
+    Those of a library, and PyTorch's own binary is one here, pass our interface and not a driver.
+    """
+    return bool(backend["name"] == "simulated" and info["latency_source"] == "ours")
 
 
 def _latency_source(info: Mapping[str, Any], backend: Mapping[str, Any]) -> str:

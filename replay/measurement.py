@@ -207,10 +207,21 @@ def memory_fields(memory: Mapping[str, Any], cell: Cell, traffic: Traffic) -> di
         "unused_share": 1 - active / reserved if reserved and active is not None else None,
         "reserved_meaning": _reserved_meaning(cell),
         "driver_calls": dict(memory["driver_calls"]),
-        "driver_time": memory["driver_time"],
+        "driver_time": _driver_time(memory["driver_time"], cell),
         "counters": dict(memory["counters"]),
         "torch_statistics": dict(memory["torch_statistics"]),
         **{name: memory.get(name) for name in ("rss_growth_bytes", "minor_faults", "major_faults")},
+    }
+
+
+def _driver_time(kinds: Mapping[str, Any] | None, cell: Cell) -> dict[str, Any] | None:
+    """What the driver's calls took, or would have cost; None where nobody knows."""
+    if kinds is None:
+        return None
+    return {
+        "source": "hardware" if cell.profile is None else "model",
+        "profile": cell.profile and cell.profile.name,
+        "kinds": dict(kinds),
     }
 
 

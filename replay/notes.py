@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from workbench.common.units import format_duration
-from workbench.replay.results import CellResult, takes_memory_itself
+from workbench.replay.results import CellResult, driver_time_is_model, takes_memory_itself
 from workbench.replay.summary_rows import grows_unreported, named, row_of
 
 SOURCES = {
@@ -34,8 +35,10 @@ def notes(results: Sequence[CellResult], left_out: Iterable[tuple[str, str]] = (
         if info["backend"]["is_model"]:
             found[
                 f"Backend {info['backend']['name']} is a model: addresses without memory, and "
-                "driver calls that take no time."
+                f"driver calls that take no time{_unpriced(info)}."
             ] = None
+        if info.get("profile") and driver_time_is_model(info["memory"] or {}):
+            found[_priced_note(info["profile"])] = None
         if grows_unreported(row_of(info)):
             found[
                 "Resident growth is measured from outside, where an allocator does not report what "
@@ -65,6 +68,21 @@ def notes(results: Sequence[CellResult], left_out: Iterable[tuple[str, str]] = (
             )
         )
     return _one_clock_note(found)
+
+
+def _unpriced(info: Mapping[str, Any]) -> str:
+    """What is said where driver calls of a model have no price."""
+    # Results from before there were profiles have no such field.
+    has_none = "profile" in info and info["profile"] is None
+    return " and are not priced (--profile)" if has_none else ""
+
+
+def _priced_note(profile: Mapping[str, Any]) -> str:
+    return (
+        "Driver time is a model: calls counted, times their price in the profile "
+        f"{profile['name']}, measured on {profile['device']['name']} on {profile['date']}. It is "
+        "in no latency."
+    )
 
 
 def as_if_note(replayed: Iterable[tuple[str, str]]) -> str:

@@ -48,7 +48,8 @@ class ReplayedAgain:
                 f"{info['label']} was replayed by several threads (--order {order}), whose state "
                 "is another every time; take a snapshot of a replay in the order global"
             )
-        settings = info["allocator"]["settings"]
+        of_profile = (info.get("profile") or {}).get("settings", {})
+        settings = of_profile | info["allocator"]["settings"]
         text = ",".join(f"{key}:{quoted(value)}" for key, value in settings.items())
         self._replay = _engine.Replay(
             self._traffic.events(),

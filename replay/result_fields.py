@@ -52,7 +52,7 @@ _PEAK = {"bytes": _Null(int), "event": _Null(int), "time_ns": _Null(int)}
 WATERFALL = ("live_requested", "rounding", "pending", "stranded", "cached")
 
 # Of the driver's calls of one kind; times in nanoseconds.
-CALL_TIMES = ("count", "total_ns", "p50_ns", "p99_ns", "max_ns")
+CALL_TIMES = {"count": int, "total_ns": int, "p50_ns?": int, "p99_ns?": int, "max_ns?": int}
 # How a plan served its traffic: allocations by where they came from, mismatches, bytes.
 SERVED = (
     *("planned", "unmanaged", "other_threads", "outside", "mismatches", "fallback"),
@@ -101,6 +101,13 @@ RESULT: dict[str, Any] = {
     "completion": str,
     "after_oom?": str,
     "order?": str,
+    "profile?": _Null(
+        {
+            **dict.fromkeys(("name", "digest", "date"), str),
+            "device": {"name": str, "compute_capability": str, "memory_bytes": int},
+            "settings": _Each(str),
+        }
+    ),
     "outcome": {
         "status": str,
         "reason": _Null(str),
@@ -144,7 +151,9 @@ RESULT: dict[str, Any] = {
             "unused_share": _Null(_NUMBER),
             "reserved_meaning": str,
             "driver_calls": _Each(_Null(int), {"alloc": _Null(int), "free": _Null(int)}),
-            "driver_time?": _Null(_Each(dict.fromkeys(CALL_TIMES, int))),
+            "driver_time?": _Null(
+                {"source": str, "profile": _Null(str), "kinds": _Each(CALL_TIMES)}
+            ),
             "counters": _Each(_Null(int)),
             "torch_statistics?": _Each(int),
             "rss_growth_bytes": _Null(int),

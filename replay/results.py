@@ -104,7 +104,12 @@ def driver_ns(memory: Mapping[str, Any]) -> int | None:
     times = memory.get("driver_time")
     if times is None:
         return None
-    return sum(int(time["total_ns"]) for kind, time in times.items() if kind != "gate")
+    return sum(int(time["total_ns"]) for kind, time in times["kinds"].items() if kind != "gate")
+
+
+def driver_time_is_model(memory: Mapping[str, Any]) -> bool:
+    """Whether the driver's calls were counted, and priced by a profile, and not timed."""
+    return bool((memory.get("driver_time") or {}).get("source") == "model")
 
 
 def takes_memory_itself(memory: Mapping[str, Any] | None) -> bool:

@@ -17,6 +17,7 @@ from workbench.replay.choice import choose_allocators
 from workbench.replay.job import REPEAT, Job, Options, Progress, make_jobs
 from workbench.replay.machine import describe_machine
 from workbench.replay.processes import RunOutcome, run_worker, scratch_folder
+from workbench.replay.profiles import find_profile
 from workbench.replay.result_writer import prepare_output, write_result
 from workbench.replay.results import CellResult
 
@@ -98,6 +99,8 @@ def _check(options: Options) -> None:
     if options.repeat is not None and options.repeat < 1:
         raise UsageError(f"--repeat {options.repeat} is not a number of processes; write 1 or more")
     check_timeout(options.timeout)
+    if options.profile is not None:
+        find_profile(options.profile)
 
 
 def _run(jobs: Sequence[Job], options: Options, scratch: Path, progress: Progress) -> None:
@@ -130,11 +133,13 @@ def _run_once(job: Job, options: Options, scratch: Path, *, memory: bool) -> Non
         "after_oom": job.cell.after_oom,
         "order": job.cell.order,
     }
+    profile = job.cell.profile
     task = {
         "events": str(job.events),
         "slot_count": job.traffic.slot_count,
         "replay": replay,
         "memory": memory,
+        "prices": profile and profile.prices(),
         "plan": job.plan and str(job.plan.file),
         "library": job.library and job.library.path,
     }

@@ -38,8 +38,10 @@ def _bytes(value: int | None, otherwise: str = "-") -> str:
     return otherwise if value is None else format_bytes(value)
 
 
-def _time(value: int | None) -> str:
-    return "not priced" if value is None else format_duration(value)
+def _driver_time(row: Mapping[str, Any]) -> str:
+    if row["driver_ns"] is None:
+        return "not priced"
+    return format_duration(row["driver_ns"]) + (" (model)" if row["driver_time_is_model"] else "")
 
 
 def _otherwise(row: Mapping[str, Any]) -> str:
@@ -82,7 +84,7 @@ def memory_table(cells: Sequence[Mapping[str, Any]]) -> Table:
             _share(row["unused_share"], "-" if row["peak_reserved_bytes"] == 0 else unknown),
             _share(row["rounding_share"], unknown),
             unknown if calls is None else f"{calls:,}",
-            *([_time(row["driver_ns"])] if priced else []),
+            *([_driver_time(row)] if priced else []),
             *([_bytes(row["resident_growth_bytes"])] if growth else []),
             row["outcome"].replace("_", " "),
         )

@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from workbench.replay.result_fields import WATERFALL
-from workbench.replay.results import CellResult, device_calls, driver_ns, rounding_share
+from workbench.replay.results import (
+    CellResult,
+    device_calls,
+    driver_ns,
+    driver_time_is_model,
+    rounding_share,
+)
 
 STATES = ("cold", "steady")
 KINDS = ("alloc", "free")
@@ -46,6 +52,7 @@ def row_of(info: Mapping[str, Any]) -> dict[str, Any]:
         "resident_growth_bytes": memory.get("rss_growth_bytes"),
         "device_calls": device_calls(calls),
         "driver_ns": driver_ns(memory),
+        "driver_time_is_model": driver_time_is_model(memory),
         "latency_source": info["allocator"]["latency_source"],
     }
     states = (info["latency"] or {}).get("states", {})

@@ -204,7 +204,8 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         task: ``events`` (folder), ``slot_count``, ``replay`` (arguments of the engine's Replay),
-            ``plan`` (file, where the allocator runs one: every process the same),
+            ``plan`` (file, where the allocator runs one: every process the same), ``prices`` (of
+            driver calls, where they have some),
             ``memory`` (whether to make the memory pass or the timed ones), ``output`` (folder);
             ``library`` (of the user's; what it does is kept in the file of last words), ``check``
             (instead of measuring, only see what memory it hands out).
@@ -215,7 +216,8 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
         _engine.keep_last_words(str(Path(task["output"]) / last_words.FILE))
     events, columns = load_events(Path(task["events"]), task["slot_count"])
     plan = load_plan(Path(task["plan"])) if task.get("plan") else None
-    replay = _engine.Replay(events, **task["replay"], plan=plan)
+    prices = _engine.DriverPrices(task["prices"]) if task.get("prices") else None
+    replay = _engine.Replay(events, **task["replay"], plan=plan, prices=prices)
     if task.get("check"):
         replay.memory(1, ranges=True, verify=replay.has_bytes)
         return {}

@@ -246,6 +246,7 @@ def _unique_labels(results: Sequence[CellResult]) -> list[str]:
         ),
         lambda info: f"completion {info['completion']}",
         lambda info: f"order {info.get('order', 'global')}",
+        lambda info: f"profile {(info.get('profile') or {}).get('name', 'none')}",
         lambda info: str(info["name"]),
     )
     labels = [str(result.info["label"]) for result in results]

@@ -6,7 +6,13 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from workbench.replay.results import rounding_bytes, rounding_share, takes_memory_itself
+from workbench.replay.results import (
+    driver_ns,
+    driver_time_is_model,
+    rounding_bytes,
+    rounding_share,
+    takes_memory_itself,
+)
 from workbench.reports import formats
 from workbench.reports.cells import AS_IF, MODEL, REFERENCE, Cell
 
@@ -150,8 +156,22 @@ def _memory_numbers(cell: Cell) -> tuple[str, ...]:
         formats.above(reserved, cell.live_peak),
         unused,
         _rounding(memory),
-        formats.count(cell.driver_calls),
+        formats.count(cell.driver_calls) + _driver_time_below(cell),
     )
+
+
+def _driver_time_below(cell: Cell) -> str:
+    """What a device's driver took for the calls; nothing where there is no device."""
+    memory = cell.info.get("memory") or {}
+    took = driver_ns(memory)
+    if took is not None:
+        text = f"driver {formats.duration(took)}"
+        text += ", a model" if driver_time_is_model(memory) else ""
+    elif cell.info["backend"]["is_model"]:
+        text = "not priced"
+    else:
+        return ""
+    return f'<span class="spread">{text}</span>'
 
 
 def _rounding(memory: dict[str, Any]) -> str:
@@ -259,14 +279,25 @@ def what_was_replayed(cells: Sequence[Cell]) -> str:
     )
 
 
-def _driver_time(times: dict[str, dict[str, int]] | None) -> str:
-    """How long the driver's calls took, by kind."""
-    if times is None:
+def _driver_time(found: dict[str, Any] | None) -> str:
+    """How long the driver's calls took, by kind, or would have taken."""
+    if found is None:
         return "not priced"
+    if found["source"] == "model":
+        of = f"a model: calls counted, times their price in profile {found['profile']}"
+        return f"{formats.markup(of)}; {_priced(found['kinds'])}"
     return ", ".join(
         f"{formats.markup(kind)} {formats.duration(time['total_ns'])} "
-        f"(p50 {formats.duration(time['p50_ns'])}, p99 {formats.duration(time['p99_ns'])})"
-        for kind, time in times.items()
+        f"(p50 {formats.duration(time.get('p50_ns'))}, p99 {formats.duration(time.get('p99_ns'))})"
+        for kind, time in found["kinds"].items()
+    )
+
+
+def _priced(kinds: dict[str, dict[str, int]]) -> str:
+    return ", ".join(
+        f"{formats.count(time['count'])} {formats.markup(kind)} "
+        f"{formats.duration(time['total_ns'])}"
+        for kind, time in kinds.items()
     )
 
 

@@ -70,7 +70,10 @@ def test_all_allocators_run_on_it_and_the_drivers_calls_have_times(
         cuda, simulated = found[name, "cuda"].info, found[name, "simulated"].info
         assert cuda["outcome"]["status"] == "ok", (name, cuda["outcome"])
         assert simulated["memory"]["driver_time"] is None
-        times = cuda["memory"]["driver_time"]
+        found_times = cuda["memory"]["driver_time"]
+        assert found_times["source"] == "hardware"
+        assert found_times["profile"] is None
+        times = found_times["kinds"]
         assert times
         for kind, calls in cuda["memory"]["driver_calls"].items():
             counted = times.get(kind, {"count": 0})["count"]

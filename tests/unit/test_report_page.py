@@ -131,12 +131,18 @@ def test_hostile_text_is_inert(tmp_path: Path, make_result: Callable[..., Path])
         "capacity": {"bytes": 100, "source": HOSTILE},
         "created": HOSTILE,
         "order": HOSTILE,
+        "profile": made_profile(HOSTILE),
         "left_out": [{"name": HOSTILE, "reason": HOSTILE}],
         "name": HOSTILE,
     }
     make_result(tmp_path, "one", trace=hostile, **changed)
     make_result(tmp_path, "two", trace=hostile, status="crashed", **changed)
     make_result(tmp_path, "three", trace=hostile | {"fingerprint": "other"}, **changed)
+    kinds = {HOSTILE: {"count": 1, "total_ns": 1}}
+    for number, source in enumerate(("model", "hardware", HOSTILE)):
+        time = {"source": source, "profile": HOSTILE, "kinds": kinds}
+        memory = memory_of(tmp_path / "one") | {"driver_time": time}
+        make_result(tmp_path, f"priced {number}", trace=hostile, **changed, memory=memory)
     reader = Reader(page(load_results([tmp_path])))
     assert len(reader.scripts) == 3
     tags = {tag for tag, _ in reader.tags}
@@ -209,6 +215,31 @@ def test_memory_of_raced_threads_is_no_verdict(
     assert "needs the most" not in both
     assert "Threads raced: raced 119.76 MiB. What is live at once then differs" in both
     assert "order of threads free" in both
+
+
+def made_profile(name: str) -> dict[str, Any]:
+    device = {"name": name, "compute_capability": name, "memory_bytes": 1}
+    return {"name": name, "digest": name, "device": device, "date": name, "settings": {name: name}}
+
+
+def test_profiles_tell_cells_apart_and_what_is_not_priced_is_no_0(
+    tmp_path: Path, make_result: Callable[..., Path]
+) -> None:
+    backend = {"name": "simulated", "is_model": True}
+    make_result(tmp_path, "plain", label="caching", backend=backend)
+    assert "not priced" in Reader(page(load_results([tmp_path]))).text
+    for name, total in (("h200", 1_500_000), ("a100", 2_500_000)):
+        kinds = {"alloc": {"count": 12, "total_ns": total}}
+        time = {"source": "model", "profile": name, "kinds": kinds}
+        memory = memory_of(tmp_path / "plain") | {"driver_time": time}
+        profile = made_profile(name)
+        changed = {"label": "caching", "backend": backend, "profile": profile, "memory": memory}
+        make_result(tmp_path, name, **changed)
+    text = Reader(page(load_results([tmp_path]))).text
+    assert "caching · profile h200" in text
+    assert "caching · profile none" in text
+    assert "driver 1.50 ms, a model" in text
+    assert "a model: calls counted, times their price in profile a100; 12 alloc 2.50 ms" in text
 
 
 def test_the_order_of_one_thread_is_no_race(

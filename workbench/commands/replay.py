@@ -50,6 +50,14 @@ def command(
             "many threads, which wait where a block comes from another; free: without waiting."
         ),
     ] = "global",
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="What driver calls cost, as wb calibrate measured it: prices those of the backend "
+            "simulated, and gives the model of the driver's pool its rules.",
+        ),
+    ] = None,
     repeat: Annotated[
         int | None,
         typer.Option(
@@ -89,6 +97,8 @@ def command(
 
       wb replay run.parquet --allocator all --order handoff
 
+      wb replay run.parquet -a caching -a async --backend simulated --profile h100.json
+
       wb replay run.parquet --allocator caching --repeat 20 --json
     """
     from workbench.commands._progress import progress_bar
@@ -109,6 +119,7 @@ def command(
         completion=completion,
         after_oom=after_oom,
         order=order,
+        profile=profile,
         repeat=repeat,
         timeout=timeout,
         force=force,
