@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import random
 import subprocess
+from pathlib import Path
 
 import pytest
+from command_line import wb
 from engine_events import Operation, make_events
 
 from workbench.replay import _engine
+from workbench.replay.profiles import read_profile
 
 REASON = next(info["reason"] for info in _engine.backends() if info["name"] == "cuda")
 pytestmark = [
@@ -102,4 +105,16 @@ def test_running_out_of_memory_is_a_result_and_the_card_is_left_as_found() -> No
             assert memory["outcome"] == "out_of_memory"
             assert 0 < (memory["peaks"]["reserved"]["bytes"] or 0) <= CAPACITY
     # The driver keeps some for itself: contexts, kernels.
+    assert used_bytes() <= before + (64 << 20)
+
+
+def test_a_calibration_is_a_profile_and_the_card_is_left_as_found(tmp_path: Path) -> None:
+    before = used_bytes()
+    done = wb(tmp_path, "calibrate", "-o", "card.json", "--repeat", "5", "--capacity", "4GiB")
+    assert done.returncode == 0, done.stderr
+    found = read_profile(tmp_path / "card.json")
+    assert "nothing measured" not in found.info["measured"]
+    # Larger blocks do not cost less to map, by far.
+    mapped = found.info["calls"]["map"]
+    assert mapped[0]["p50_ns"] < mapped[-1]["p50_ns"]
     assert used_bytes() <= before + (64 << 20)

@@ -94,6 +94,20 @@ def _replaying() -> Iterator[Finding]:
                 one["summary"],
                 one["reason"],
             )
+    yield _profiles()
+
+
+def _profiles() -> Finding:
+    """What prices driver calls where there is no GPU."""
+    from workbench.replay.profiles import shipped
+
+    names = ", ".join(shipped())
+    return Finding(
+        "profiles of driver calls",
+        "ok",
+        names or "none comes with this version",
+        "" if names else "wb calibrate -o FILE measures one on a machine with a GPU",
+    )
 
 
 def _kernel() -> Iterator[Finding]:
