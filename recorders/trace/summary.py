@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -61,7 +61,8 @@ class DeviceSummary:
 class PeakCheck:
     """The highest sum of requested bytes on a device, by PyTorch's report and by the trace.
 
-    PyTorch counts memory that was freed while other streams used it until they are done with it.
+    PyTorch's native allocator counts memory that was freed while other streams used it until they
+    are done with it.
 
     Attributes:
         device: its name in the trace.
@@ -187,7 +188,8 @@ def summarise(file: TraceFile, progress: Callable[[int, int], None] | None = Non
 def _reported_peaks(file: TraceFile) -> dict[str, int]:
     """Peaks of requested bytes by device, where the trace has all that led to them."""
     about = file.metadata
-    if about["dropped_events"] or not about["complete"]:
+    is_native = about["allocator"].get("backend") == "native"
+    if not is_native or about["dropped_events"] or not about["complete"]:
         return {}
     return {
         device: peaks["requested"]
@@ -197,21 +199,24 @@ def _reported_peaks(file: TraceFile) -> dict[str, int]:
 
 
 class _HeldMemory:
-    """Sums up memory as PyTorch does: freed when other streams are done with it, too."""
+    """Sums up memory as PyTorch's native allocator does, for which a block that other streams use
+    is freed when it notices that they are done with it, and stays where it never does.
+    """
 
     def __init__(self, file: TraceFile) -> None:
         self.native = TraceSummary()
-        completed = []
-        for batch in file.batches(("event", "id")):
-            is_completed = pc.equal(batch.column("event").cast(pa.string()), "free_completed")
-            completed.append(batch.column("id").filter(is_completed).to_numpy())
-        self._completed = np.concatenate(completed) if completed else np.zeros(0, np.int64)
+        uses = {(id_, stream) for id_, stream in _rows_of(file, "record_stream")}
+        used = np.unique(np.array([id_ for id_, _ in uses], np.int64))
+        own = dict(_rows_of(file, "alloc", used)) if len(used) else {}
+        held = {id_ for id_, stream in uses if own.get(id_, stream) != stream}
+        self._held = np.array(sorted(held), np.int64)
 
     def ops(self, ops: npt.NDArray[np.uint8], ids: npt.NDArray[np.int64]) -> Any:
-        """`ops`, with frees that completed later put where they completed."""
-        is_later = np.isin(ids, self._completed)
-        found = np.where(is_later & (ops == OPS["free"]), 0, ops)
-        return np.where(found == OPS["free_completed"], OPS["free"], found).astype(np.uint8)
+        """`ops`, with the frees of held memory put where they complete."""
+        is_held = np.isin(ids, self._held)
+        found = np.where(is_held & (ops == OPS["free"]), 0, ops)
+        found = np.where(is_held & (ops == OPS["free_completed"]), OPS["free"], found)
+        return found.astype(np.uint8)
 
     def checks(self, reported: Mapping[str, int], devices: TextCodes) -> list[PeakCheck]:
         """The trace's own peaks beside those that were reported."""
@@ -220,6 +225,19 @@ class _HeldMemory:
             for code, entry in enumerate(self.native.devices())
         }
         return [PeakCheck(name, peak, own.get(name, 0)) for name, peak in reported.items()]
+
+
+def _rows_of(
+    file: TraceFile, event: str, ids: npt.NDArray[np.int64] | None = None
+) -> Iterator[tuple[int, int]]:
+    """Id and stream of the rows of `event`, of those of `ids` where they are given."""
+    for batch in file.batches(("event", "id", "stream")):
+        rows = batch.filter(pc.equal(batch.column("event").cast(pa.string()), event))
+        found, streams = rows.column("id").to_numpy(), rows.column("stream").to_numpy()
+        if ids is not None:
+            wanted = np.isin(found, ids)
+            found, streams = found[wanted], streams[wanted]
+        yield from zip(found.tolist(), streams.tolist(), strict=True)
 
 
 def _devices(

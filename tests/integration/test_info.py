@@ -159,8 +159,9 @@ def held_trace(path: Path, **peaks: int | None) -> Path:
         ("free_completed", 0, 100),
         ("alloc", 2, 60),
     ]
-    about = {"reported_peaks": {"cuda:0": peaks}}
-    return write_trace(path, events, about, device=["cuda:0"] * len(events))
+    about = {"reported_peaks": {"cuda:0": peaks}, "allocator": {"backend": "native"}}
+    streams = [0, 1, 0, 0, 0, 0]
+    return write_trace(path, events, about, device=["cuda:0"] * len(events), stream=streams)
 
 
 def test_the_trace_is_held_against_the_peak_that_pytorch_reported(
@@ -174,6 +175,16 @@ def test_the_trace_is_held_against_the_peak_that_pytorch_reported(
     assert "PyTorch reported a peak of 160 requested bytes, the trace comes to 150" in words
     later = held_trace(tmp_path / "later.parquet", requested=160, requested_before=160)
     assert json.loads(wb("info", later, "--json").stdout)["files"][0]["peak_checks"] == []
+    never = [("alloc", 0, 100), ("record_stream", 0, 100), ("free", 0, 100), ("alloc", 1, 50)]
+    about = {
+        "reported_peaks": {"cuda:0": {"requested": 150}},
+        "allocator": {"backend": "native"},
+    }
+    for stream, in_trace in ((1, 150), (0, 100)):  # use on its own stream holds nothing
+        path = tmp_path / "never.parquet"
+        write_trace(path, never, about, device=["cuda:0"] * 4, stream=[0, stream, 0, 0])
+        (check,) = json.loads(wb("info", path, "--json").stdout)["files"][0]["peak_checks"]
+        assert check["in_trace"] == in_trace
     unknown = held_trace(tmp_path / "unknown.parquet", requested=None)
     assert json.loads(wb("info", unknown, "--json").stdout)["files"][0]["peak_checks"] == []
 
