@@ -11,7 +11,7 @@ PrivatePool& Caching::private_pool(PoolId number) {
 }
 
 void Caching::pool_begin(PoolId number) {
-  // Older releases took allocating in a private pool for a capture.
+  // Older releases took allocating in a private pool for a capture, and nothing else.
   if (settings_.address_order) ++captures_;
   const auto [found, is_new] = private_pools_.try_emplace(number, PrivatePool{number, 1, false});
   if (!is_new) ++found->second.uses;
@@ -33,11 +33,13 @@ void Caching::pool_release(PoolId number) {
 }
 
 void Caching::capture_begin(StreamId stream) {
-  ++captures_;
+  if (!settings_.address_order) ++captures_;
   if (settings_.reuses_in_capture) captured_streams_.insert(stream);
 }
 
-void Caching::capture_end(StreamId) { end_capture(); }
+void Caching::capture_end(StreamId) {
+  if (!settings_.address_order) end_capture();
+}
 
 void Caching::end_capture() {
   captures_ = std::max<std::int64_t>(captures_ - 1, 0);
