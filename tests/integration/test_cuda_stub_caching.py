@@ -78,6 +78,21 @@ def test_random_programs_go_alike_under_random_settings(seed: int) -> None:
         )
 
 
+def test_a_range_too_small_for_its_request_stays_for_others() -> None:
+    operations = [
+        *(("alloc", 0, 48 * MIB, 1), ("alloc", 1, 11 * MIB, 1), ("alloc", 2, 48 * MIB, 1)),
+        *(("free", 1, 0, 1), ("alloc", 3, 12 * MIB, 1), ("alloc", 4, 5 * MIB, 2)),
+    ]
+    hold_against_pytorch(make_events(operations), "expandable_segments:True", 24 * MIB)
+
+
+def test_refusing_at_once_is_for_the_whole_device() -> None:
+    operations = [("alloc", 0, 30 * MIB, 0), ("free", 0, 0, 0), ("alloc", 1, 60 * MIB, 0)]
+    for fraction in ("1", "0.9", "0.99"):
+        settings = f"throw_on_cudamalloc_oom:True,per_process_memory_fraction:{fraction}"
+        hold_against_pytorch(make_events(operations), settings, 64 * MIB)
+
+
 @pytest.mark.skipif(not EXAMPLES, reason="WORKBENCH_EXAMPLE_TRACES names no folder of traces")
 @pytest.mark.parametrize("settings", ON_EXAMPLES)
 @pytest.mark.parametrize("trace", EXAMPLES, ids=lambda path: path.stem)

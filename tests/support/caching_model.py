@@ -387,8 +387,7 @@ class Model(Captures):
                     return start
         page = self.page(pool)
         pages = -(-9 * self.capacity // (8 * page))
-        if size > pages * page:  # more than the device has: no range will do
-            return None
+        # One too small for `size` is made all the same, and found when memory is asked for it.
         return self.add_segment(pool, stream, pages * page)
 
     def map(self, block: Block, size: int) -> bool:

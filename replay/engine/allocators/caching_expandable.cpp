@@ -12,6 +12,7 @@ Block* Caching::grow_segment(Lane& lane, Bytes size) {
     block = map_pages(*block, std::min(block->size, size));
   }
   while (block != nullptr && block->size < size) {
+    if (block->after == nullptr) return nullptr;
     block = map_pages(*block->after, std::min(block->after->size, size - block->size));
   }
   if (block != nullptr) lane.free.remove(*block);
@@ -36,7 +37,9 @@ Block* Caching::find_run(Lane& lane, Bytes size) {
   // Nine eighths of the device, in whole pages.
   const Bytes total = backend_.total();
   const Bytes range = round_up(total + total / 8 + (total % 8 == 0 ? 0 : 1), page);
-  if (range < size) return nullptr;
+  // A request beyond the device is not refused before it has a range: no memory comes behind it,
+  // but it stays for those to come. Where there is no limit, nothing that large is served.
+  if (range < size && backend_.capacity() == kUnlimited) return nullptr;
   const std::uint64_t address = backend_.reserve(range, page);
   if (address == 0) return nullptr;
   Block& whole = *add_segment(lane, address, range, true).first;
