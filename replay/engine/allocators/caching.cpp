@@ -86,12 +86,7 @@ void Caching::free(void* handle, ThreadId) {
     become_free(block);
   } else {
     cause_ = Cause::kEventProcessing;
-    if (capturing()) {
-      defer(block);
-    } else {
-      if (!used_in_capture_.empty()) used_in_capture_.erase(&block);
-      wait_for_streams(block);
-    }
+    free_later(block);
   }
 }
 
@@ -210,7 +205,7 @@ void Caching::process_events(std::int32_t lane) {
     if (settings_.reuses_in_capture) end_safe_deferrals(told(lane).stream);
     return;
   }
-  end_deferrals();
+  if (!deferred_.empty()) end_deferrals();
   bool emptied = false;
   for (const std::size_t stream : pending_streams_) {
     PendingQueue& queue = pending_[stream];

@@ -170,6 +170,8 @@ class Caching final : public Replayed<Caching> {
   bool capturing() const { return captures_ > 0; }
   void end_capture();
   void note_used_in_capture(const Block& block, StreamId stream);
+  // Once the streams that used the block are done.
+  void free_later(Block& block);
   // The block's free waits for the end of all captures.
   void defer(Block& block);
   void end_deferral(Block& block);

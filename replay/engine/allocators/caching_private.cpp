@@ -81,6 +81,12 @@ void Caching::note_used_in_capture(const Block& block, StreamId stream) {
   }
 }
 
+void Caching::free_later(Block& block) {
+  if (capturing()) return defer(block);
+  if (!used_in_capture_.empty()) used_in_capture_.erase(&block);
+  wait_for_streams(block);
+}
+
 void Caching::defer(Block& block) {
   Deferred deferred = {&block, is_captured(block.segment->lane->stream), {}};
   for (const StreamId stream : block.used_streams) {
