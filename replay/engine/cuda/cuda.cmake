@@ -44,6 +44,8 @@ set_target_properties(
   workbench_cuda
   PROPERTIES PREFIX "lib"
              CUDA_RUNTIME_LIBRARY Shared
+             # CMake before 3.26 knows no later one of the newer toolkits.
+             CUDA_STANDARD 17
              CUDA_VISIBILITY_PRESET hidden
              LINKER_LANGUAGE CXX
              BUILD_RPATH "${CUDAToolkit_LIBRARY_DIR}"
