@@ -15,13 +15,17 @@ from engine_events import LANE, Operation
 from stream_events import Streams
 
 
+class Rejected(Exception):
+    """By throw_on_cudamalloc_oom."""
+
+
 class Model(Captures):
     """The allocator on a device of `capacity` bytes."""
 
     def __init__(self, conf: Conf, capacity: int, completion: str = "recorded") -> None:
         super().__init__(conf)
         self.capacity = capacity
-        self.limit = capacity if conf.fraction >= 1 else int(conf.fraction * capacity)
+        self.set_fraction(conf.fraction)
         self.streams = Streams(completion)
         self.numbered = 0
         self.live: dict[int, Block] = {}
@@ -50,10 +54,21 @@ class Model(Captures):
                 self.free_completed(name)
             elif op == "empty_cache":
                 self.release_cached()
+            elif op == "set_fraction":
+                self.set_fraction(name / 1_000_000)
             else:
                 self.lead(op, name, stream)
             rows.append({**self.row(), "oom": int(oom)})
         return rows
+
+    def set_fraction(self, fraction: float) -> None:
+        """Of the device, from here on."""
+        self.fraction = fraction
+        self.limit = self.share(fraction)
+
+    def share(self, fraction: float) -> int:
+        """Bytes of the device."""
+        return self.capacity if fraction >= 1 else int(fraction * self.capacity)
 
     def allocate(self, name: int, requested: int, stream: int) -> bool:
         """False where memory ran out."""
@@ -220,19 +235,19 @@ class Model(Captures):
     def miss(self, pool: str, stream: int, size: int) -> Block | None:
         """Rule 7."""
         self.collect_garbage()
-        whole = self.conf.fraction >= 1
-        if self.conf.throws and whole and self.reserved() + self.segment_size(size) > self.limit:
+        try:
+            block = self.new_segment(pool, stream, size)
+            if block is None and self.release_available(pool, stream, size):
+                self.counts["released available"] += 1
+                block = self.new_segment(pool, stream, size)
+            if block is None and not self.captures:
+                self.release_cached()
+                self.counts["retries"] += 1
+                block = self.new_segment(pool, stream, size)
+                self.counts["retries that helped"] += block is not None
+        except Rejected:
             self.counts["rejections"] += 1
             return None
-        block = self.new_segment(pool, stream, size)
-        if block is None and self.release_available(pool, stream, size):
-            self.counts["released available"] += 1
-            block = self.new_segment(pool, stream, size)
-        if block is None and not self.captures:
-            self.release_cached()
-            self.counts["retries"] += 1
-            block = self.new_segment(pool, stream, size)
-            self.counts["retries that helped"] += block is not None
         if block is None:
             self.counts["ooms"] += 1
         return block
@@ -240,9 +255,11 @@ class Model(Captures):
     def new_segment(self, pool: str, stream: int, size: int) -> Block | None:
         """Rule 7: null where it is refused."""
         bytes_ = self.segment_size(size)
-        if self.conf.fraction < 1 and self.reserved() + bytes_ > self.limit:
+        if self.fraction < 1 and self.reserved() + bytes_ > self.limit:
             self.counts["refused by the fraction"] += 1
             return None
+        if self.conf.throws and self.reserved() + bytes_ > self.share(self.conf.fraction):
+            raise Rejected
         if self.conf.expandable:
             return self.grow(pool, stream, size)
         pages = -(-bytes_ // (2 * MIB)) * 2 * MIB
@@ -273,7 +290,7 @@ class Model(Captures):
 
     def collect_garbage(self) -> None:
         """Rule 8."""
-        if self.conf.fraction >= 1 or self.conf.threshold == 0:
+        if self.fraction >= 1 or self.conf.threshold == 0:
             return
         threshold = int(self.conf.threshold * self.limit)
         target = self.reserved() - threshold

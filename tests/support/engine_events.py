@@ -19,7 +19,10 @@ private pools have the pool's number in place of the id, those on CUDA events th
 """
 
 LANE = 1000
-NUMBERED = ("pool_begin", "pool_end", "pool_release", "event_record", "event_wait")
+NUMBERED = (
+    *("pool_begin", "pool_end", "pool_release"),
+    *("event_record", "event_wait", "set_fraction"),
+)
 
 _GOLDEN_NAMES = {"stream_done": "synchronize", "sync": "synchronize"}
 

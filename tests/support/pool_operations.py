@@ -112,6 +112,8 @@ class PoolProgram:
             self.add(op, stream=rng.randrange(-1, STREAMS))
         elif op == "empty_cache":
             self.add(op)
+        elif op == "set_fraction":
+            self.add(op, rng.choice([300_000, 770_000, 900_001, 999_999, 1_000_000]), stream=-1)
         elif op in ("event_record", "event_wait") and not self.reuses:
             self.add(op, rng.randrange(3), stream=stream)
 
@@ -123,6 +125,8 @@ def random_pool_operations(
     program = PoolProgram(rng, avoids, reuses)
     moves = [program.begin, program.end, program.release, program.capture]
     often = OPS | {"record_stream": 5, "event_record": 3, "event_wait": 3}
+    if rng.random() < 0.3:
+        often["set_fraction"] = 1
     for op in rng.choices(list(often), list(often.values()), k=count):
         if rng.random() < 0.12:
             rng.choice(moves)()

@@ -131,7 +131,7 @@ def test_every_number_and_every_place_follow_from_the_rules(
 
 def test_the_same_in_long_runs_that_meet_every_rule() -> None:
     met = Counter[str]()
-    for seed in range(160):
+    for seed in range(200):
         rng = random.Random(seed)
         text = random_settings(rng)
         operations = random_operations(rng, 250)
@@ -156,7 +156,7 @@ def test_the_same_in_long_runs_that_meet_every_rule() -> None:
 
 def test_the_same_with_private_pools_and_captures() -> None:
     met = Counter[str]()
-    for seed in range(160):
+    for seed in range(200):
         rng = random.Random(seed)
         text = random_settings(rng)
         if "reuse" not in text and seed % 2 == 0:

@@ -5,21 +5,13 @@
 #include "core/events.h"
 
 namespace workbench::caching {
-namespace {
-
-// Bytes of a share of the device's memory, truncated.
-Bytes share_of(Bytes total, double share) {
-  return share >= 1 ? total : static_cast<Bytes>(share * static_cast<double>(total));
-}
-
-}  // namespace
-
 Caching::Caching(Backend& backend, const Settings& settings)
     : Replayed(backend),
       settings_(settings),
-      limit_(share_of(backend.total(), settings_.memory_fraction)),
       pools_{{{false, settings_.expandable_segments ? kSmallestBlock : kLargestSmall + 1},
-              {true, kSmallestBlock}}} {}
+              {true, kSmallestBlock}}} {
+  limit_to(settings_.memory_fraction);
+}
 
 Caching::~Caching() {
   for (const Segment* segment = first_segment_; segment != nullptr; segment = segment->after) {
@@ -106,6 +98,10 @@ void Caching::empty_cache() {
   release_cached();
 }
 
+void Caching::set_fraction(std::int64_t millionths) {
+  limit_to(static_cast<double>(millionths) / static_cast<double>(kWholeFraction));
+}
+
 void Caching::prepare(const Events& events) {
   told_lanes_.assign(events.lanes.begin(), events.lanes.end());
 }
@@ -121,7 +117,7 @@ Lane& Caching::add_lane(Pool& pool, std::int32_t number) {
 }
 
 Block* Caching::best_fit(Lane& lane, Bytes size) {
-  if (settings_.collects_garbage() && lane.private_pool == nullptr) ++lane.pool->look_ups;
+  if (collects_garbage_ && lane.private_pool == nullptr) ++lane.pool->look_ups;
   Block* block = lane.free.find(size);
   if (block == nullptr) return nullptr;
   if (settings_.expandable_segments) {

@@ -34,6 +34,7 @@ class Caching final : public Replayed<Caching> {
   void free(void* handle, ThreadId) override;
   void record_stream(void* handle, StreamId stream) override;
   void empty_cache() override;
+  void set_fraction(std::int64_t millionths) override;
   void prepare(const Events& events) override;
   bool takes_lanes() const override { return true; }
 
@@ -224,6 +225,18 @@ class Caching final : public Replayed<Caching> {
     return static_cast<double>(block.segment->lane->pool->look_ups - block.free_since);
   }
 
+  // Bytes, truncated.
+  Bytes share_of_device(double share) const {
+    const Bytes total = backend_.total();
+    return share >= 1 ? total : static_cast<Bytes>(share * static_cast<double>(total));
+  }
+
+  void limit_to(double fraction) {
+    fraction_ = fraction;
+    limit_ = share_of_device(fraction);
+    collects_garbage_ = settings_.garbage_collection_threshold > 0 && fraction < 1;
+  }
+
   Bytes reserved() const { return all_.reserved_bytes.current; }
 
   // Counts in the pool, and in all of them; a net change is one or the other.
@@ -262,7 +275,11 @@ class Caching final : public Replayed<Caching> {
   }
 
   const CachingSettings settings_;
-  const Bytes limit_;  // of reserved memory: rule 7
+  // Of the device, as set or as the program last said: rules 7 and 8.
+  double fraction_ = 1;
+  Bytes limit_ = 0;  // of reserved memory
+  bool collects_garbage_ = false;
+  bool rejected_ = false;  // the last try for a segment, by throw_on_cudamalloc_oom
   std::vector<std::unique_ptr<Lane>> lanes_;
   std::array<Pool, 2> pools_;  // large, small
   PoolCounters all_;

@@ -6,29 +6,31 @@
 namespace workbench::caching {
 
 Block* Caching::fresh_block(Lane& lane, Bytes size) {
-  if (settings_.collects_garbage()) collect_garbage();
-  if (settings_.throw_on_oom && settings_.memory_fraction >= 1 &&
-      reserved() + segment_size(size) > limit_) {
-    ++shared_.rejections;
-    return nullptr;
-  }
+  if (collects_garbage_) collect_garbage();
+  rejected_ = false;
   Block* block = new_segment(lane, size);
+  if (rejected_) return nullptr;
   if (cause_ != Cause::kGarbageCollection) cause_ = backend_cause();
   if (block != nullptr) return block;
   cause_ = Cause::kRetryAfterFlush;
   if (release_available(lane, size)) block = new_segment(lane, size);
-  if (block == nullptr && !capturing()) {
+  if (block == nullptr && !rejected_ && !capturing()) {
     release_cached();
     ++shared_.retries;
     block = new_segment(lane, size);
   }
-  if (block == nullptr) ++shared_.ooms;
+  if (block == nullptr && !rejected_) ++shared_.ooms;
   return block;
 }
 
 Block* Caching::new_segment(Lane& lane, Bytes size) {
   const Bytes bytes = segment_size(size);
-  if (settings_.memory_fraction < 1 && reserved() + bytes > limit_) return nullptr;
+  if (fraction_ < 1 && reserved() + bytes > limit_) return nullptr;
+  if (settings_.throw_on_oom && reserved() + bytes > share_of_device(settings_.memory_fraction)) {
+    ++shared_.rejections;
+    rejected_ = true;
+    return nullptr;
+  }
   if (settings_.expandable_segments) return grow_segment(lane, size);
   const std::uint64_t address = backend_.allocate(bytes);
   if (address == 0) return nullptr;

@@ -34,7 +34,6 @@ struct CachingSettings {
   // written (128.5 as 128).
   explicit CachingSettings(const Settings& settings);
 
-  bool collects_garbage() const { return garbage_collection_threshold > 0 && memory_fraction < 1; }
   bool rounds_up() const { return rounds_up_; }
   Bytes divisions_of(Bytes size) const;
 
