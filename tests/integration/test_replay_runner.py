@@ -29,6 +29,7 @@ from workbench.replay.job import Options
 from workbench.replay.machine import noise_warnings
 from workbench.replay.measurement import spread_warnings
 from workbench.replay.processes import WORKER_COMMAND, RunOutcome, run_worker
+from workbench.replay.references import references
 from workbench.replay.results import load_results
 from workbench.replay.runner import replay_traces
 
@@ -493,7 +494,8 @@ def test_an_allocator_that_cannot_run_here_is_left_out_of_all_and_a_row_by_name(
     monkeypatch.setattr(_engine, "allocators", lambda: known)
     trace = str(make_trace())
     every = replay_traces([trace], ["all"], tmp_path / "all", Options(repeat=1))
-    assert every.left_out == [
+    # What of PyTorch's own can run depends on the torch that is installed.
+    assert [one for one in every.left_out if one[0] not in references()] == [
         ("caching", "there is no GPU"),
         ("pluggable", "name one: pluggable:LIB.so"),
     ]
