@@ -18,40 +18,11 @@ from workbench.recorders.spool.facts import described, device_name
 from workbench.recorders.spool.names import Names
 from workbench.recorders.spool.progress import Progress
 from workbench.recorders.trace.metadata import TraceMetadata
-from workbench.recorders.trace.schema import PHASES, SCHEMA, TEXT_COLUMNS
+from workbench.recorders.trace.schema import EVENTS, PHASES, SCHEMA, TEXT_COLUMNS
 from workbench.recorders.trace.stacks import write_stacks
 from workbench.recorders.trace.writer import TraceWriter
 
 _ROWS_AT_ONCE = 500_000
-# In the order of spool::Event.
-_EVENTS = pa.array(
-    [
-        "alloc",
-        "free",
-        "mark",
-        "live",
-        "free_completed",
-        "oom",
-        "record_stream",
-        "synchronize",
-        "event_record",
-        "event_wait",
-        "empty_cache",
-        "set_fraction",
-        "pool_begin",
-        "pool_end",
-        "pool_release",
-        "capture_begin",
-        "capture_end",
-        "graph_replay",
-        "segment_alloc",
-        "segment_free",
-        "segment_map",
-        "segment_unmap",
-        "query",
-        "sample",
-    ]
-)
 _STOP_REASONS = {1: "the disk was full", 2: "the spool reached its size limit"}
 _REMEDY = "nothing of this process can be saved; record it again"
 
@@ -241,7 +212,7 @@ class RowWriter:
         copied = ("time_ns", "id", "size", "stream", "thread", "pool", "step")
         columns = {name: rows[name] for name in copied}
         columns |= {
-            "event": _texts(rows["event"].astype(np.int32), _EVENTS),
+            "event": _texts(rows["event"].astype(np.int32), pa.array(EVENTS)),
             "device": self._devices(rows["device"]),
             "phase": _texts(rows["phase"].astype(np.int32), pa.array(PHASES)),
         }

@@ -54,11 +54,12 @@ LOWEST: Final = {
 """The lowest number a column may hold."""
 
 EVENTS: Final = (
-    # memory
+    # memory, and marks: what CPU recordings tell of comes first
     "alloc",
     "free",
-    "free_completed",
+    "mark",
     "live",
+    "free_completed",
     "oom",
     # order of work
     "record_stream",
@@ -81,9 +82,8 @@ EVENTS: Final = (
     "segment_unmap",
     "query",
     "sample",
-    "mark",
 )
-"""Names of events this version knows; a reader keeps others."""
+"""Names of events this version knows, in the order of the spool's numbers; others are kept."""
 
 PHASES: Final = ("other", "forward", "backward", "optimizer", "data")
 """Names of phases, in the order of the spool's numbers."""
